@@ -1,0 +1,214 @@
+"""Entry point of every launch script: user mistakes end with one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from absl import app
+from absl import flags
+from ml_collections import config_dict
+from ml_collections.config_flags import config_flags
+
+from pemt_jax.errors import UserError
+
+USER_ERROR_CODE = 2
+INTERRUPTED_CODE = 130
+_LISTED_KEYS = 12
+_CONFIG_FAILED = 'Error whilst parsing config file'
+
+
+def run(main: Callable[[list[str]], int | None]) -> NoReturn:
+  """Parses the flags of `sys.argv`, calls `main(argv)` and ends the process.
+
+  A `UserError` raised by `main`, by a config file or by flag parsing is printed to stderr as one
+  line and ends with exit code 2. Any other exception keeps its traceback, since it is a defect.
+
+  Args:
+    main: function of the remaining arguments (the program name only); returns None or an exit code.
+
+  Raises:
+    SystemExit: always; the code is what `main` returned, 2 after a user mistake, 130 after Ctrl-C.
+  """
+  app.run(lambda argv: _guarded(main, argv), flags_parser=_parse_or_exit)
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+  """Parses command line flags strictly.
+
+  Args:
+    argv: program name and arguments.
+
+  Returns:
+    What is left after the flags: the program name.
+
+  Raises:
+    UserError: unknown or malformed flag, missing config file, unknown config key, stray argument.
+  """
+  argv = list(argv)
+  _check_config_files(argv)
+  try:
+    rest = flags.FLAGS(argv)
+  except flags.Error as error:
+    known = _from_cause(error)
+    if known is None and _CONFIG_FAILED in str(error):
+      raise
+    raise known or UserError(_flag_sentence(error)) from None
+  except (KeyError, AttributeError, TypeError) as error:
+    known = _unknown_key(argv)
+    if known is None:
+      raise
+    raise known from error
+  for name in _config_names():
+    _check_loaded(flags.FLAGS[name].value)
+  if len(rest) > 1:
+    raise UserError(
+        f'Unexpected argument {rest[1]!r} on the command line; write every option as --name=value.')
+  return rest
+
+
+def unknown_key_sentence(config: config_dict.ConfigDict, key: str, name: str, file: str) -> str:
+  """The sentence for an override of a key that a config does not have.
+
+  Args:
+    config: the config as its file gives it.
+    key: dotted path below the config, without the flag's name.
+    name: name of the config flag, usually `config`.
+    file: path of the config file as typed.
+
+  Returns:
+    One sentence with the key, the file and the closest existing keys.
+  """
+  keys = sorted(flat_keys(config))
+  same_leaf = [path for path in keys if path.rsplit('.', 1)[-1] == key.rsplit('.', 1)[-1]]
+  close = difflib.get_close_matches(key, keys, n=3, cutoff=0.6)
+  nearest = list(dict.fromkeys(same_leaf[:3] + close)) or keys[:_LISTED_KEYS]
+  listed = ', '.join(f'{name}.{path}' for path in nearest)
+  return f'Unknown config key {name}.{key} for {file}; the closest existing keys are {listed}.'
+
+
+def flat_keys(config: config_dict.ConfigDict, prefix: str = '') -> list[str]:
+  """Dotted paths of all leaves of a config."""
+  keys = []
+  for key, value in config.items(preserve_field_references=True):
+    path = f'{prefix}{key}'
+    nested = isinstance(value, config_dict.ConfigDict)
+    keys.extend(flat_keys(value, f'{path}.') if nested else [path])
+  return keys
+
+
+def _parse_or_exit(argv: Sequence[str]) -> list[str]:
+  try:
+    return parse_flags(argv)
+  except UserError as error:
+    _print(error)
+    sys.exit(USER_ERROR_CODE)
+
+
+def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int | None:
+  try:
+    return main(argv)
+  except UserError as error:
+    _print(error)
+    return USER_ERROR_CODE
+  except KeyboardInterrupt:
+    print('Interrupted.', file=sys.stderr)
+    return INTERRUPTED_CODE
+
+
+def _print(error: UserError) -> None:
+  print(' '.join(str(error).split()), file=sys.stderr)
+
+
+def _from_cause(error: BaseException | None) -> UserError | None:
+  """The innermost UserError that the flag libraries have wrapped, if there is one."""
+  found = None
+  while error is not None:
+    found = error if isinstance(error, UserError) else found
+    error = error.__cause__ or error.__context__
+  return found
+
+
+def _flag_sentence(error: flags.Error) -> str:
+  """One sentence out of an absl or ml_collections message, which may span lines."""
+  text = ' '.join(str(error).split()).rstrip('.')
+  if isinstance(error, flags.UnrecognizedFlagError):
+    parent = error.flagname.split('.', 1)[0]
+    if parent in _config_names():
+      return f'Option --{parent} is missing; add --{parent}=FILE before --{error.flagname}.'
+    close = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=3, cutoff=0.5)
+    hint = ('the closest options are ' + ', '.join(f'--{name}' for name in close) if close else
+            'run with --help for the options of this command')
+    return f'Unknown option --{error.flagname}; {hint}.'
+  missing = re.match(r'flag --(\S+)=None: ', text)
+  if missing:
+    return f'Option --{missing.group(1)} is missing; add --{missing.group(1)}=VALUE to the command.'
+  illegal = re.match(r'flag --(.*?)=(.*?): (.*)', text)
+  if illegal:
+    name, value, reason = illegal.groups()
+    return f'Value {value!r} of option --{name} is not allowed: {reason}; correct it.'
+  return f'The command line cannot be read: {text}; run with --help for the options.'
+
+
+def _config_names() -> list[str]:
+  return [name for name in flags.FLAGS if config_flags.is_config_flag(flags.FLAGS[name])]
+
+
+def _given(argv: Sequence[str], name: str) -> str | None:
+  """The last value given to `--name`, as `--name=value` or `--name value`."""
+  value = None
+  for index, argument in enumerate(argv):
+    match = re.match(rf'--?{re.escape(name)}(=(.*))?$', argument)
+    if match and match.group(1):
+      value = match.group(2)
+    elif match and index + 1 < len(argv):
+      value = argv[index + 1]
+  return value
+
+
+def _check_config_files(argv: Sequence[str]) -> None:
+  for name in _config_names():
+    value = _given(argv, name)
+    if value is None:
+      continue
+    path = value.split(':', 1)[0]
+    if not (os.path.isfile(path) and path.endswith('.py')):
+      state = 'is not a Python file' if os.path.exists(path) else 'does not exist'
+      raise UserError(f'Config file {path!r} given by --{name} {state}; '
+                      'give the path of a file such as configs/pemt/stage1.py.')
+
+
+def _check_loaded(config: Any) -> None:
+  """Raises now what ml_collections would raise at the first access of a config."""
+  if config is None or isinstance(config, config_dict.ConfigDict):
+    return
+  try:
+    config.keys
+  except OSError as error:
+    raise (_from_cause(error) or error.__cause__ or error) from None
+
+
+def _unknown_key(argv: Sequence[str]) -> UserError | None:
+  """The first config override that names a key absent from its config file, as an error."""
+  for name in _config_names():
+    value = _given(argv, name)
+    if value is None:
+      continue
+    config = flags.FLAGS[name].parser.parse(value)
+    for argument in argv:
+      match = re.match(rf'--?(?:no)?{re.escape(name)}\.([^=]+)', argument)
+      if match and not _has(config, match.group(1)):
+        return UserError(unknown_key_sentence(config, match.group(1), name, value))
+  return None
+
+
+def _has(config: Any, key: str) -> bool:
+  for part in key.split('.'):
+    if not isinstance(config, config_dict.ConfigDict) or part not in config:
+      return False
+    config = config[part]
+  return True
