@@ -64,7 +64,7 @@ def test_result_of_main_is_the_exit_code(call):
     (['--config=CONFIG'], 'Option --workdir is missing; add --workdir=VALUE to the command.'),
     (['--config=CONFIG', '--workdir=w', '--config.optimizer.learning_rte=1'],
      'Unknown config key config.optimizer.learning_rte for CONFIG; the closest existing keys are '
-     'config.optimizer.learning_rate.'),
+     'config.optimizer.learning_rate, config.optimizer.name.'),
     (['--config=CONFIG', '--workdir=w', '--config.learning_rate=1'],
      'Unknown config key config.learning_rate for CONFIG; the closest existing keys are '
      'config.optimizer.learning_rate.'),
