@@ -1,0 +1,166 @@
+"""Cached decoding with static shapes, and label scores.
+
+Everything here is a pure function of the decoding step that `pemt_jax.models.decoding` defines, and
+runs under `jit` and `vmap`.
+"""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from pemt_jax.models.beam import beam_search, expand_to_beams
+from pemt_jax.models.decoding import Cache, GenerationConfig, Step, any_row, process_scores
+
+
+def generate(
+    step: Step,
+    cache: Cache,
+    batch_size: int,
+    config: GenerationConfig,
+    axis_name: str | None = None,
+) -> jax.Array:
+  """Decodes greedily for one beam and by beam search for more.
+
+  Args:
+    step: a decoding step that works for any number of rows.
+    cache: pytree of arrays [layer, batch, ...], not expanded to beams.
+    batch_size: number of examples.
+    config: the options.
+    axis_name: name of the enclosing `vmap` axis; see `beam_search`.
+
+  Returns:
+    [batch, max_length] int32 tokens: the start token, the output, eos, padding.
+  """
+  if config.num_beams == 1:
+    return greedy(step, cache, batch_size, config, axis_name)
+  cache = expand_to_beams(cache, config.num_beams)
+  return beam_search(step, cache, batch_size, config, axis_name)[0]
+
+
+def greedy(
+    step: Step,
+    cache: Cache,
+    batch_size: int,
+    config: GenerationConfig,
+    axis_name: str | None = None,
+) -> jax.Array:
+  """Decodes the most probable token at each position.
+
+  The loop ends when every row has ended, so that short answers cost short loops.
+
+  Args:
+    step: the decoding step with rows = batch.
+    cache: pytree of arrays [layer, batch, ...].
+    batch_size: number of rows.
+    config: the options; those of beam search are ignored.
+    axis_name: name of the enclosing `vmap` axis, or None. If given, all its entries run until the
+      last one has ended: equal results, and no copy of the cache to hold the ended entries.
+
+  Returns:
+    [batch, max_length] int32 tokens: the start token, the output, eos, padding.
+  """
+  tokens = jnp.full((batch_size, config.max_length), config.pad_id, jnp.int32)
+  tokens = tokens.at[:, 0].set(config.start_id)
+
+  def unfinished(carry):
+    position, _, ended, _ = carry
+    return (position < config.max_length - 1) & any_row(~ended, axis_name)
+
+  def advance(carry):
+    position, tokens, ended, cache = carry
+    current = lax.dynamic_index_in_dim(tokens, position, axis=1, keepdims=False)
+    logits, cache = step(current, position, cache)
+    scores = process_scores(logits, tokens, position, config)
+    chosen = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    chosen = jnp.where(ended, config.pad_id, chosen)
+    tokens = lax.dynamic_update_index_in_dim(tokens, chosen, position + 1, axis=1)
+    return position + 1, tokens, ended | (chosen == config.eos_id), cache
+
+  start = (jnp.int32(0), tokens, jnp.zeros(batch_size, bool), cache)
+  return lax.while_loop(unfinished, advance, start)[1]
+
+
+def label_scores(
+    step: Step,
+    cache: Cache,
+    batch_size: int,
+    labels: jax.Array,
+    labels_mask: jax.Array,
+    start_id: int = 0,
+) -> jax.Array:
+  """Log-probability of each label's token sequence, through the cached step.
+
+  Args:
+    step: the decoding step with rows = batch * labels, an example's labels next to each other.
+    cache: pytree of arrays [layer, batch * labels, ...]; see `expand_to_beams`.
+    batch_size: number of examples.
+    labels: [labels, length] tokens, eos included, or [batch, labels, length].
+    labels_mask: like `labels`; 1 for tokens that count, 0 for padding.
+    start_id: first token that the decoder reads.
+
+  Returns:
+    [batch, labels] sums of log-probabilities in nats.
+  """
+  shape = (batch_size, *labels.shape[-2:])
+  targets, mask = (jnp.broadcast_to(x, shape).reshape(-1, shape[-1]) for x in (labels, labels_mask))
+  inputs = _shift_right(targets, start_id)
+
+  def advance(carry, column):
+    total, cache = carry
+    position, current, target, counts = column
+    logits, cache = step(current, position, cache)
+    return (total + _log_probability(logits, target) * counts, cache), None
+
+  columns = (jnp.arange(shape[-1], dtype=jnp.int32), inputs.T, targets.T, mask.T)
+  (total, _), _ = lax.scan(advance, (jnp.zeros(len(targets), jnp.float32), cache), columns)
+  return total.reshape(shape[:2])
+
+
+def label_scores_from_logits(
+    logits_fn: Callable[[jax.Array], jax.Array],
+    batch_size: int,
+    labels: jax.Array,
+    labels_mask: jax.Array,
+    start_id: int = 0,
+) -> jax.Array:
+  """Log-probability of each label's token sequence, in one teacher-forced pass for each label.
+
+  Encoder states stay [batch, ...]: labels are visited one after the other, positions in parallel.
+
+  Args:
+    logits_fn: decoder inputs [batch, length] int32 -> logits [batch, length, vocab].
+    batch_size: number of examples.
+    labels: [labels, length] tokens, eos included, or [batch, labels, length].
+    labels_mask: like `labels`; 1 for tokens that count, 0 for padding.
+    start_id: first token that the decoder reads.
+
+  Returns:
+    [batch, labels] sums of log-probabilities in nats.
+  """
+  shape = (batch_size, *labels.shape[-2:])
+  # [labels, batch, length]
+  targets, mask = (jnp.broadcast_to(x, shape).swapaxes(0, 1) for x in (labels, labels_mask))
+
+  def score(label):
+    targets, mask = label
+    logits = logits_fn(_shift_right(targets, start_id))
+    return jnp.sum(_log_probability(logits, targets) * mask, axis=-1)
+
+  return lax.map(score, (targets, mask)).T
+
+
+def _shift_right(targets: jax.Array, start_id: int) -> jax.Array:
+  """Decoder inputs of teacher forcing: [rows, length] -> [rows, length]."""
+  first = jnp.full((targets.shape[0], 1), start_id, jnp.int32)
+  return jnp.concatenate([first, targets[:, :-1].astype(jnp.int32)], axis=1)
+
+
+def _log_probability(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  """Log-probability in float32 of targets [...] under logits [..., vocab]."""
+  logits = logits.astype(jnp.float32)
+  chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  return chosen - jax.nn.logsumexp(logits, axis=-1)
