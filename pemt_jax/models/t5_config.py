@@ -29,7 +29,8 @@ class T5Config:
     norm_epsilon: added to the mean square inside the norms.
     activation: 'relu' or 'gelu_tanh'.
     gated: feed-forward with a second, linear branch (v1.1).
-    tied_head: logits from the embedding, scaled by embed ** -0.5 (v1.0); else an own matrix, no scale.
+    tied_head: logits from the embedding, scaled by embed ** -0.5 (v1.0); otherwise from an own
+      matrix without scale.
     pad_id: id of padding.
     eos_id: id of the end of a sequence.
     start_id: id that the decoder starts from.
@@ -161,6 +162,8 @@ def t5_config(name_or_folder: str | pathlib.Path) -> T5Config:
   short = short_name(str(name_or_folder))
   if short is not None:
     return PUBLISHED[short]
+  if str(name_or_folder).startswith(('.', '/', '~')):
+    raise UserError(f"Model folder '{name_or_folder}' does not exist; check model.name.")
   raise UserError(
       f"model.name '{name_or_folder}' is neither a folder nor a known T5; "
       f'{_suggestion(str(name_or_folder))}.')
@@ -208,7 +211,8 @@ def from_hf(values: Mapping[str, Any], place: str = 'config.json') -> T5Config:
     raise UserError(f"'{place}' has model_type '{kind}'; only 't5' can be read here.")
   missing = [key for key in _REQUIRED_IN_HF if values.get(key) is None]
   if missing:
-    raise UserError(f"'{place}' lacks {', '.join(missing)}; use the config.json of a T5 checkpoint.")
+    raise UserError(
+        f"'{place}' lacks {', '.join(missing)}; use the config.json of a T5 checkpoint.")
   fields = {ours: values[theirs] for ours, theirs in _FIELDS_TO_HF.items()
             if values.get(theirs) is not None}
   fields.setdefault('decoder_layers', fields['encoder_layers'])
