@@ -1,0 +1,57 @@
+"""The table of tasks and the look-up by name."""
+
+from __future__ import annotations
+
+import difflib
+from types import MappingProxyType
+
+from pemt_jax.data import tasks_glue, tasks_other, tasks_qa, tasks_superglue
+from pemt_jax.data.tasks_base import SPLITS, Task
+from pemt_jax.data.templates import Example, Row, RowError, Template
+from pemt_jax.errors import UserError
+
+__all__ = ['Example', 'Row', 'RowError', 'SPLITS', 'Task', 'TASKS', 'Template', 'get_task']
+
+FILE_PREFIX = 'file/'
+PLAYGROUND_PREFIX = 'playground/'
+
+TASKS = MappingProxyType({
+    task.name: task
+    for table in (tasks_glue, tasks_superglue, tasks_qa, tasks_other) for task in table.TASKS})
+
+_ALIASES = {alias: task.name for task in TASKS.values() for alias in task.aliases}
+
+
+def get_task(name: str) -> Task:
+  """Returns the task called `name`, or one of its aliases.
+
+  `playground/...` names are looked up in the playground; `file/<name>` is a task of the user's own
+  whose rows have the columns `source` and `target` and which is scored by accuracy.
+
+  Raises:
+    UserError: there is no such task.
+  """
+  if name.startswith(PLAYGROUND_PREFIX):
+    from pemt_jax.data import playground
+    return playground.get_task(name)
+  if name.startswith(FILE_PREFIX) and name != FILE_PREFIX:
+    return _file_task(name)
+  name = _ALIASES.get(name, name)
+  if name not in TASKS:
+    close = difflib.get_close_matches(name, [*TASKS, *_ALIASES], n=3)
+    near = f"close names are {', '.join(close)}" if close else f"the names are {', '.join(TASKS)}"
+    raise UserError(f"there is no task '{name}'; {near}.")
+  return TASKS[name]
+
+
+def _file_task(name: str) -> Task:
+  title = name.removeprefix(FILE_PREFIX)
+  return Task(
+      name=name, benchmark='file', template=_no_template, metrics=('accuracy',), few_shot_label=None,
+      description=f'Given the input text, the task is to {title}.', folders=(title,),
+      splits={split: split for split in SPLITS})
+
+
+def _no_template(row: Row) -> list[Example]:
+  raise RowError(f"columns 'source' and 'target' are missing (fields found: "
+                 f"{', '.join(map(str, row))}); add them")

@@ -1,0 +1,83 @@
+"""What a task states: where its rows are known by name, how a row becomes text, how it is scored."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from pemt_jax.data.templates import Row, Template
+from pemt_jax.errors import UserError
+
+SPLITS = ('train', 'validation', 'test')
+SIZES = ('small', 'large', 'mapped')
+DEFAULT_TEMPLATE = 'default'
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """One text-to-text task; it says nothing about where its rows come from.
+
+  Attributes:
+    name: name in configs, metrics and folders.
+    benchmark: group the task belongs to.
+    template: row -> examples.
+    metrics: names in `evaluation.metrics.METRICS`; their values are averaged for model selection.
+    description: sentence whose tokens set the length of the task prompt.
+    label_words: target words in class order; empty for free text.
+    reported: further metrics that are reported but not averaged.
+    splits: split -> split of the data set it is read from.
+    size: published split rule: 'small' halves the validation rows into validation and test, 'large'
+      takes validation rows out of train, 'mapped' reads every split as `splits` says.
+    hf: Hugging Face data set and config, or None.
+    tfds: TFDS name, or None.
+    tfds_row: brings a TFDS row into the fields of the template, where they differ.
+    tfds_splits: split -> TFDS split, where it differs from `splits`.
+    folders: candidates below the local root, the first that has the split is read.
+    few_shot_label: field whose values the few-shot draw balances; None draws k rows in all.
+    target_tokens: length limit of targets in tokens, end mark included; None takes the config's.
+    postprocess: name in `evaluation.postprocess.POSTPROCESS`.
+    variants: further templates by a name that says what they do.
+    aliases: other names accepted for this task.
+    fixed_row_limits: split -> published row limit of that split, where the original imposes one.
+  """
+
+  name: str
+  benchmark: str
+  template: Template
+  metrics: tuple[str, ...]
+  description: str
+  label_words: tuple[str, ...] = ()
+  reported: tuple[str, ...] = ()
+  splits: Mapping[str, str] = dataclasses.field(
+      default_factory=lambda: {'train': 'train', 'validation': 'validation', 'test': 'validation'})
+  size: str = 'mapped'
+  hf: tuple[str, str | None] | None = None
+  tfds: str | None = None
+  tfds_row: Callable[[Row], Row] | None = None
+  tfds_splits: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  folders: tuple[str, ...] = ()
+  few_shot_label: str | None = 'label'
+  target_tokens: int | None = None
+  postprocess: str = 'text'
+  variants: Mapping[str, Template] = dataclasses.field(default_factory=dict)
+  aliases: tuple[str, ...] = ()
+  fixed_row_limits: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+  def template_named(self, variant: str) -> Template:
+    """Returns the template called `variant`; 'default' is the task's own.
+
+    Raises:
+      UserError: the task has no such template.
+    """
+    if variant == DEFAULT_TEMPLATE:
+      return self.template
+    if variant not in self.variants:
+      raise UserError(f"task '{self.name}' has no template '{variant}'; choose one of "
+                      f"{', '.join((DEFAULT_TEMPLATE, *self.variants))}.")
+    return self.variants[variant]
+
+  def natural_split(self, split: str) -> str:
+    """Returns the data set's own split for `split`; a borrowed test split becomes its real one."""
+    name = self.splits[split]
+    borrowed = split == 'test' and name == self.splits['validation']
+    return 'test' if borrowed else name
