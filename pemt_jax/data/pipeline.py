@@ -1,0 +1,135 @@
+"""Endless, deterministic, checkpointable streams of batches (Grain), one per replica.
+
+Examples -> `tokenize_examples` -> `TokenizedData` -> `Stream` (training) or `eval_batches`;
+`stack_batches` joins the batches of replicas. Everything random is a function of (seed, name,
+epoch), never of other streams, and the position of a stream is one number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from pemt_jax.data.buckets import (
+    Batch, BatchOrder, BatchSource, Buckets, PaddedShapes, batch_stats, check_batch, eval_batches,
+    process_rows, stack_batches, steps_per_epoch)
+from pemt_jax.data.tokenized import (
+    Ragged, TokenizedData, concatenate_data, digest, tokenize_examples)
+from pemt_jax.errors import UserError
+
+__all__ = [
+    'Batch', 'BatchSource', 'Ragged', 'Stream', 'StreamConfig', 'TokenizedData', 'batch_stats',
+    'concatenate_data', 'eval_batches', 'stack_batches', 'steps_per_epoch', 'tokenize_examples']
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamConfig:
+  """Settings of a stream.
+
+  Attributes:
+    batch_size: rows per batch over all processes.
+    seed: of the shuffle.
+    name: of the replica; streams of other names shuffle independently.
+    buckets: allowed input lengths; a list, one number for its multiples, None for powers of two
+      from 32. The limit of the data is always the last one.
+    target_buckets: the same for targets; None: powers of two from 8.
+    lookahead: steps whose rows are sorted by length together; 1 turns sorting off.
+    shuffle: False keeps rows in order within a window.
+    drop_remainder: leaves out the rows that do not fill the last batch of an epoch; otherwise
+      filler rows complete it.
+    process_index: of this process.
+    process_count: processes that share each batch; the shapes are the same on all.
+    prefetch: batches made ahead in a background thread; 0 makes each on demand.
+  """
+  batch_size: int
+  seed: int = 0
+  name: str = ''
+  buckets: Buckets = None
+  target_buckets: Buckets = None
+  lookahead: int = 32
+  shuffle: bool = True
+  drop_remainder: bool = False
+  process_index: int = 0
+  process_count: int = 1
+  prefetch: int = 2
+
+
+class Stream:
+  """Iterator over the batches of epoch 0, 1, 2, ... without end.
+
+  Attributes:
+    steps_per_epoch: batches per epoch, the same for every epoch.
+  """
+
+  def __init__(self, source: BatchSource, config: StreamConfig):
+    """Opens a stream at step 0.
+
+    Raises:
+      UserError: if there are no rows, or the sizes do not fit each other.
+    """
+    check_batch(len(source), config.batch_size, config.process_index, config.process_count)
+    if config.lookahead < 1:
+      raise UserError(f'lookahead={config.lookahead} is not a number of steps; give at least 1.')
+    self._source, self._config = source, config
+    self._shapes = PaddedShapes.of(source, config.buckets, config.target_buckets)
+    self._order = BatchOrder(
+        self._shapes.keys(), config.batch_size, config.seed if config.shuffle else None,
+        config.name, config.lookahead, config.drop_remainder)
+    self.steps_per_epoch = self._order.steps_per_epoch
+    if not self.steps_per_epoch:
+      raise UserError(f'drop_remainder leaves no batch: batch_size={config.batch_size} is above '
+                      f'the {len(source)} examples; lower it or keep the remainder.')
+    self._identity = digest(source.fingerprint, repr(
+        (config.batch_size, config.seed, config.name, self._shapes.input_buckets,
+         self._shapes.target_buckets, config.lookahead, config.shuffle, config.drop_remainder)))
+    self._iterator = self._open()
+
+  def _open(self) -> Any:
+    import grain
+    prefetch = self._config.prefetch
+    options = grain.ReadOptions(num_threads=min(prefetch, 1), prefetch_buffer_size=prefetch)
+    steps = grain.MapDataset.range(self.steps_per_epoch).repeat()
+    return iter(steps.map_with_index(self._batch_at).to_iter_dataset(options))
+
+  def _batch_at(self, step: int, _: int) -> Batch:
+    """Makes the batch of a global step; a pure function, hence exact resume."""
+    rows, epoch = self._order.rows(step)
+    local = process_rows(rows, self._config.process_index, self._config.process_count)
+    return self._source.assemble(local, epoch, self._shapes.lengths(rows))
+
+  def __iter__(self) -> Stream:
+    return self
+
+  def __next__(self) -> Batch:
+    return next(self._iterator)
+
+  @property
+  def step(self) -> int:
+    """Number of batches taken since the start of epoch 0."""
+    return self._iterator.get_state()['next_index']
+
+  @property
+  def epoch(self) -> int:
+    """Epoch of the next batch."""
+    return self.step // self.steps_per_epoch
+
+  def get_state(self) -> dict[str, Any]:
+    """Position as a dict that JSON can hold."""
+    return {'identity': self._identity, 'position': self._iterator.get_state()}
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    """Continues where `get_state` was called.
+
+    Raises:
+      UserError: if the state belongs to other data or settings.
+    """
+    if state.get('identity') != self._identity:
+      raise UserError(
+          f'The saved data position of stream {self._config.name!r} belongs to other examples or '
+          'settings (texts, tokenizer, lengths, batch_size, seed, buckets); restore them or start '
+          'in a new workdir.')
+    self._iterator.set_state(dict(state['position']))
+
+  def close(self) -> None:
+    """Ends the background thread."""
+    self._iterator.close()
