@@ -1,0 +1,1 @@
+"""Small modules that act at the sites of a backbone."""

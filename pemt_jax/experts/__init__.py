@@ -1,0 +1,1 @@
+"""Banks of trained deltas, the gates that mix them, and their storage."""

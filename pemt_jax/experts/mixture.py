@@ -1,0 +1,125 @@
+"""PEMT's second stage at `mlp/wo`: source experts under a gate, then a target adapter."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from pemt_jax.deltas.adapter import Bottleneck, bottleneck
+from pemt_jax.experts.bank import AdapterExperts, LoRAExperts
+from pemt_jax.models.sites import Aux, Base, Site, SiteContext
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceMixture:
+  """y = base(x) + sum_i g_i e_i(x); u = y + bottleneck(y) with a target adapter.
+
+  Auxiliaries: `gate` [batch, expert]; with a target adapter `misalignment` [], the task sparsity
+  loss of the layer: sum_i mean_b(g_i) * (1 - mean_{b,t} cos(u, e_i)).
+
+  Attributes:
+    experts: form of the bank's experts.
+    count: number of source experts N.
+    adapter: shape of the target adapter; None leaves it (and the sparsity loss) out.
+    temperature: divides the gate's logits, dimensionless.
+    pool_without_prompt: what the encoder's gate reads without a prompt: 'first' position or
+      'all' positions, padding included.
+    mask_padding: leave padding out of the sparsity loss; the published loss averages over it, so
+      that it depends on the length to which a batch happens to be padded.
+  """
+
+  experts: LoRAExperts | AdapterExperts
+  count: int
+  adapter: Bottleneck | None = None
+  temperature: float = 1.0
+  pool_without_prompt: str = 'first'
+  mask_padding: bool = True
+
+  def module(self, site: Site, name: str) -> nn.Module:
+    """Returns the module for a site."""
+    return _SourceMixture(self, site, name=name)
+
+  def prepare(self, stack: str, name: str) -> nn.Module | None:
+    """The decoder's gates read the pooled final encoder states, once for all layers and steps."""
+    return _PooledStates(self) if stack == 'decoder' else None
+
+
+def pool_prompt(x: jax.Array, prompt_mask: jax.Array | None, without_prompt: str) -> jax.Array:
+  """Mean over the real prompt positions at the front, float32.
+
+  Args:
+    x: [batch, length, features].
+    prompt_mask: [prompt] 1 for real prompt positions, or None.
+    without_prompt: 'first' or 'all' positions when there is no prompt.
+
+  Returns:
+    [batch, features].
+  """
+  if prompt_mask is None:
+    part = x[:, :1] if without_prompt == 'first' else x
+    return jnp.mean(part.astype(jnp.float32), axis=1)
+  front = x[:, :prompt_mask.shape[0]].astype(jnp.float32)
+  return jnp.einsum('bpf,p->bf', front, prompt_mask) / jnp.sum(prompt_mask)
+
+
+class _PooledStates(nn.Module):
+  config: SourceMixture
+
+  def __call__(self, context: SiteContext):
+    pooled = pool_prompt(context.encoder_states, context.prompt_mask,
+                         self.config.pool_without_prompt)
+    return pooled, None
+
+
+class _Gate(nn.Module):
+  count: int
+  axis: str
+
+  @nn.compact
+  def __call__(self, z: jax.Array) -> jax.Array:
+    init = nn.with_logical_partitioning(nn.initializers.zeros, (self.axis, 'expert'))
+    kernel = self.param('kernel', init, (z.shape[-1], self.count), jnp.float32)
+    return z @ kernel
+
+
+class _TargetAdapter(nn.Module):
+  config: Bottleneck
+  site: Site
+
+  @nn.compact
+  def __call__(self, y: jax.Array) -> jax.Array:
+    axis = self.site.out_axis
+    return y + bottleneck(self.config, y, self.site.features, (axis, axis))
+
+
+class _SourceMixture(nn.Module):
+  config: SourceMixture
+  site: Site
+
+  @nn.compact
+  def __call__(self, base: Base, x: jax.Array, context: SiteContext) -> tuple[jax.Array, Aux]:
+    config, site = self.config, self.site
+    if site.stack == 'decoder':
+      z, axis = context.shared[self.name], 'embed'
+    else:
+      z, axis = pool_prompt(x, context.prompt_mask, config.pool_without_prompt), site.in_axis
+    logits = _Gate(config.count, axis, name='gate')(z)
+    gate = jax.nn.softmax(logits / config.temperature, axis=-1)
+    bank = config.experts.module(site, config.count, 'bank')(x, context.sublayer_input)
+    y = base(x) + bank.mix(gate)
+    aux = {'gate': gate}
+    if config.adapter is not None:
+      y = _TargetAdapter(config.adapter, site, name='adapter')(y)
+      aux['misalignment'] = self._misalignment(gate, bank.similarity(y), context)
+    return y, aux
+
+  def _misalignment(self, gate, cosine, context):
+    positions = jnp.broadcast_to(context.rows[:, None], cosine.shape[:2])
+    if self.config.mask_padding:
+      positions = positions * context.mask
+    mean_cosine = jnp.einsum('blx,bl->x', cosine, positions) / jnp.maximum(positions.sum(), 1.0)
+    mean_gate = context.rows @ gate / jnp.maximum(context.rows.sum(), 1.0)
+    return jnp.sum(mean_gate * (1.0 - mean_cosine))

@@ -1,0 +1,1 @@
+"""Recipes: each method states plan, trainable rules, extra loss and metrics."""

@@ -1,0 +1,84 @@
+"""What a method is: a plan for the backbone, what is tuned, what is added to the loss."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pemt_jax.models.sites import Aux, Plan
+from pemt_jax.models.t5 import T5
+from pemt_jax.trees import Tree, merge
+
+Metrics = dict[str, jax.Array]
+Auxiliary = Callable[[Aux, jax.Array], tuple[jax.Array, Metrics]]
+
+
+def no_auxiliary(aux: Aux, rows: jax.Array) -> tuple[jax.Array, Metrics]:
+  """No extra loss, no extra metrics."""
+  return jnp.zeros((), jnp.float32), {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """A recipe in the language of sites.
+
+  Attributes:
+    name: name of method and stage, such as `pemt/stage2`.
+    plan: which deltas act where.
+    tuned: ordered (path pattern, learning-rate group or 'frozen'); the first match decides.
+    auxiliary: (auxiliaries, rows [batch]) -> (extra loss [], metrics).
+  """
+
+  name: str
+  plan: Plan
+  tuned: tuple[tuple[str, str], ...]
+  auxiliary: Auxiliary = no_auxiliary
+
+
+def shift_right(targets: jax.Array, start_id: int) -> jax.Array:
+  """Decoder inputs: [batch, length] targets moved by one, the start token in front."""
+  return jnp.pad(targets[:, :-1], ((0, 0), (1, 0)), constant_values=start_id)
+
+
+def token_cross_entropy(logits: jax.Array, targets: jax.Array,
+                        mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Sum of -log p over the real tokens, and their number.
+
+  Args:
+    logits: [batch, length, vocab] float32.
+    targets: [batch, length] token ids.
+    mask: [batch, length] 1 for real tokens.
+
+  Returns:
+    ([] nats, [] tokens).
+  """
+  log_z = jax.nn.logsumexp(logits, axis=-1)
+  picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  return jnp.sum((log_z - picked) * mask), jnp.sum(mask)
+
+
+def make_loss(model: T5, method: Method) -> Callable[..., tuple[jax.Array, Metrics]]:
+  """Returns loss_fn(tuned, frozen, constants, batch, key) -> (loss [], metrics) of one replica.
+
+  The loss is the mean over all real target tokens of the batch plus the method's extra loss.
+  `metrics['weight']` is the number of target tokens.
+  """
+  def loss_fn(tuned: Tree, frozen: Tree, constants: Tree, batch: dict[str, Any],
+              key: jax.Array | None) -> tuple[jax.Array, Metrics]:
+    variables = {'params': merge(frozen, tuned), 'constants': constants}
+    decoder_inputs = shift_right(batch['targets'], model.config.start_id)
+    mask = batch['targets_mask']
+    logits, aux = model.apply(variables, batch['inputs'], batch['inputs_mask'], decoder_inputs,
+                              mask, batch.get('task_ids'), key)
+    total, weight = token_cross_entropy(logits, batch['targets'], mask)
+    cross_entropy = total / jnp.maximum(weight, 1.0)
+    rows = jnp.max(batch['inputs_mask'], axis=1).astype(jnp.float32)
+    extra, metrics = method.auxiliary(aux, rows)
+    metrics |= {'cross_entropy_nats': cross_entropy, 'weight': weight}
+    return cross_entropy + extra, metrics
+
+  return loss_fn

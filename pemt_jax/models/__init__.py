@@ -1,0 +1,1 @@
+"""Backbones from shared layers; they know sites, but no method."""

@@ -1,0 +1,213 @@
+"""Layers that the backbones share: projections, norms, dropout, relative positions, attention."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.extend import random as jex_random
+
+from pemt_jax.models.sites import Aux, Plan, Site, SiteContext, call_site
+
+# Finite, so that a row without any real position gives a uniform softmax and no NaN.
+MASKED = -1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+  """How a backbone computes; nothing here changes its parameters.
+
+  Attributes:
+    dtype: activations and matrix products ('float32' or 'bfloat16'); norms, softmax and losses
+      are always float32.
+    scan_layers: False unrolls the loop over layers; same parameters, same numbers.
+    remat: recompute layer activations in the backward pass.
+  """
+
+  dtype: str = 'float32'
+  scan_layers: bool = True
+  remat: bool = False
+
+
+def fold_name(key: jax.Array, name: str) -> jax.Array:
+  """Derives the key of a named consumer; the same name always gives the same key."""
+  return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def _counters(shape: tuple[int, ...], offsets: dict[int, jax.Array | int]):
+  """Two uint32 counter words that name every element by its coordinates.
+
+  The words do not depend on the padded lengths: 16 bits for each of the last two axes, the rest
+  in the first word. `offsets` are subtracted from the coordinates of an axis.
+  """
+  def coordinate(axis):
+    iota = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    return iota - jnp.asarray(offsets.get(axis, 0), jnp.int32).astype(jnp.uint32)
+
+  rank = len(shape)
+  high = coordinate(0)
+  for axis in range(1, rank - 2):
+    high = high * jnp.uint32(256) + coordinate(axis)
+  low = (coordinate(rank - 2) << 16) + (coordinate(rank - 1) & jnp.uint32(0xFFFF))
+  return high, low
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None,
+            offsets: dict[int, jax.Array | int] | None = None) -> jax.Array:
+  """Zeroes elements with probability `rate` and scales the others by 1 / (1 - rate).
+
+  The choice for an element depends on the key and its coordinates only (Threefry counters), not
+  on the padded shape: a row keeps its noise in a longer bucket, and a replica keeps its noise
+  beside replicas with longer inputs.
+
+  Args:
+    x: [..., length, features] at least rank 2.
+    rate: probability in [0, 1).
+    key: random key; None means deterministic.
+    offsets: axis -> number of padding positions in front along that axis.
+  """
+  if key is None or rate == 0.0:
+    return x
+  key_words = jax.random.key_data(key).astype(jnp.uint32)
+  # The two words of a Threefry block serve the two halves of an axis of fixed size.
+  half_axis = x.ndim - 1 if x.ndim < 4 else 1
+  size = x.shape[half_axis]
+  half = (size + 1) // 2
+  shape = x.shape[:half_axis] + (half,) + x.shape[half_axis + 1:]
+  high, low = _counters(shape, offsets or {})
+  bits = jnp.concatenate(
+      jex_random.threefry2x32_p.bind(key_words[0], key_words[1], high, low), axis=half_axis)
+  bits = jax.lax.slice_in_dim(bits, 0, size, axis=half_axis)
+  keep = bits >= jnp.uint32(min(rate * 2.0**32, 2.0**32 - 1))
+  return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x)).astype(x.dtype)
+
+
+def normal_init(stddev: float):
+  """Normal initialiser with a fixed standard deviation."""
+  return nn.initializers.normal(stddev)
+
+
+class Projection(nn.Module):
+  """A matrix product without bias; a site.
+
+  Attributes:
+    site: where it stands; `site.features` is the output size.
+    plan: rules that hold in this layer.
+    stddev: standard deviation of the initial kernel.
+  """
+
+  site: Site
+  plan: Plan
+  stddev: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array, context: SiteContext) -> tuple[jax.Array, Aux]:
+    site = self.site
+
+    def base(value):
+      init = nn.with_logical_partitioning(normal_init(self.stddev), (site.in_axis, site.out_axis))
+      kernel = self.param('kernel', init, (value.shape[-1], site.features), jnp.float32)
+      return value.astype(site.dtype) @ kernel.astype(site.dtype)
+
+    return call_site(self.plan, site, base, x, context)
+
+
+class RMSNorm(nn.Module):
+  """Root-mean-square norm without mean and bias, in float32 (T5); a site."""
+
+  site: Site
+  plan: Plan
+  epsilon: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array, context: SiteContext) -> tuple[jax.Array, Aux]:
+    def base(value):
+      init = nn.with_logical_partitioning(nn.initializers.ones, ('embed',))
+      scale = self.param('scale', init, (value.shape[-1],), jnp.float32)
+      value = value.astype(jnp.float32)
+      variance = jnp.mean(jnp.square(value), axis=-1, keepdims=True)
+      return (value * jax.lax.rsqrt(variance + self.epsilon) * scale).astype(self.site.dtype)
+
+    return call_site(self.plan, self.site, base, x, context)
+
+
+def relative_buckets(relative: jax.Array, bidirectional: bool, buckets: int,
+                     max_distance: int) -> jax.Array:
+  """Maps distances (key position - query position) to buckets (Raffel et al. 2020, sec. 2.1).
+
+  Half of the buckets hold exact distances, the others grow logarithmically up to `max_distance`.
+
+  Args:
+    relative: int32 of any shape.
+    bidirectional: whether later positions have buckets of their own (encoder).
+    buckets: number of buckets.
+    max_distance: distance from which all positions share the last bucket.
+
+  Returns:
+    int32 of the same shape, in [0, buckets).
+  """
+  result = jnp.zeros_like(relative)
+  if bidirectional:
+    buckets //= 2
+    result += jnp.where(relative > 0, buckets, 0)
+    distance = jnp.abs(relative)
+  else:
+    distance = jnp.maximum(-relative, 0)
+  exact = buckets // 2
+  ratio = jnp.maximum(distance, 1).astype(jnp.float32) / exact
+  large = exact + (jnp.log(ratio) / math.log(max_distance / exact) * (buckets - exact)).astype(
+      jnp.int32)
+  return result + jnp.where(distance < exact, distance, jnp.minimum(large, buckets - 1))
+
+
+class RelativeBias(nn.Module):
+  """Relative position bias of a stack; computed once and shared by its layers."""
+
+  buckets: int
+  heads: int
+  max_distance: int
+  bidirectional: bool
+  stddev: float
+
+  @nn.compact
+  def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
+    """Returns [1, heads, queries, keys] float32 for position vectors [queries] and [keys]."""
+    init = nn.with_logical_partitioning(normal_init(self.stddev), ('relative_bucket', 'heads'))
+    table = self.param('embedding', init, (self.buckets, self.heads), jnp.float32)
+    index = relative_buckets(keys[None, :] - queries[:, None], self.bidirectional, self.buckets,
+                             self.max_distance)
+    return jnp.take(table, index, axis=0).transpose(2, 0, 1)[None]
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array,
+           rate: float, rng: tuple[jax.Array | None, dict[int, Any]]) -> jax.Array:
+  """Attention without scaling of the logits (T5); softmax in float32.
+
+  Args:
+    query: [batch, heads, queries, kv].
+    key: [batch, heads, keys, kv].
+    value: [batch, heads, keys, kv].
+    bias: broadcastable to [batch, heads, queries, keys], float32.
+    rate: dropout rate of the attention weights.
+    rng: dropout key (None = deterministic) and padding offsets of the axes.
+
+  Returns:
+    [batch, queries, heads * kv].
+  """
+  logits = jnp.einsum('bhqd,bhkd->bhqk', query, key, preferred_element_type=jnp.float32) + bias
+  weights = jax.nn.softmax(logits, axis=-1)
+  weights = dropout(weights, rate, *rng).astype(value.dtype)
+  mixed = jnp.einsum('bhqk,bhkd->bhqd', weights, value)
+  batch, heads, length, kv = mixed.shape
+  return mixed.transpose(0, 2, 1, 3).reshape(batch, length, heads * kv)
+
+
+def split_heads(x: jax.Array, heads: int) -> jax.Array:
+  """[batch, length, heads * kv] -> [batch, heads, length, kv]."""
+  batch, length, joined = x.shape
+  return x.reshape(batch, length, heads, joined // heads).transpose(0, 2, 1, 3)

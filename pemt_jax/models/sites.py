@@ -1,0 +1,197 @@
+"""Sites: the named places of a backbone where a delta may act, and the plan that fills them.
+
+A backbone calls every site explicitly and "around" the operation it may change: the delta gets
+the operation itself (`base`), its input and a `SiteContext`, and returns the output and
+auxiliaries. Deltas nest; a later rule of the plan is the outer one. A backbone with an empty plan
+is the plain model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import flax.struct
+import jax
+from flax import linen as nn
+
+from pemt_jax.errors import UserError
+
+Aux = dict[str, jax.Array]
+Base = Callable[[jax.Array], jax.Array]
+
+
+@flax.struct.dataclass
+class SiteContext:
+  """Everything a delta may read besides its input; arrays only.
+
+  Attributes:
+    mask: [batch, length] 1 for real positions of the current stack (prompt positions included).
+    rows: [batch] 1 for real examples, 0 for rows that only fill up the batch.
+    prompt_mask: [prompt] 1 for real prompt positions at the front of the encoder; None without
+      a prompt. Padding of prompts stands on the left, so that distances to the text are kept.
+    sublayer_input: [batch, length, embed] normalised input of the current sub-layer.
+    encoder_states: [batch, source_length, embed] final encoder output (decoder only).
+    encoder_mask: [batch, source_length] 1 for real encoder positions (decoder only).
+    task_ids: [batch] task of each row, or None.
+    layer: [] index of the current layer.
+    key: random key of the current layer; None means deterministic.
+    offset: [] number of prompt padding positions in front of the encoder input.
+    shared: arrays that a delta prepared once for the current stack, by rule name.
+    per_layer: the current layer's slice of prepared per-layer arrays, by rule name.
+  """
+
+  mask: jax.Array
+  rows: jax.Array
+  prompt_mask: jax.Array | None = None
+  sublayer_input: jax.Array | None = None
+  encoder_states: jax.Array | None = None
+  encoder_mask: jax.Array | None = None
+  task_ids: jax.Array | None = None
+  layer: jax.Array | int = 0
+  key: jax.Array | None = None
+  offset: jax.Array | int = 0
+  shared: dict[str, Any] = dataclasses.field(default_factory=dict)
+  per_layer: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+  """One place in a backbone.
+
+  Attributes:
+    path: name without the layer index, such as `encoder/mlp/wo`.
+    features: size of the last axis of the output.
+    in_axis: logical name of the last axis of the input.
+    out_axis: logical name of the last axis of the output.
+    dtype: dtype of the computation.
+  """
+
+  path: str
+  features: int
+  in_axis: str
+  out_axis: str
+  dtype: Any
+
+  @property
+  def stack(self) -> str:
+    """`encoder` or `decoder`."""
+    return self.path.split('/', 1)[0]
+
+
+class DeltaConfig(Protocol):
+  """A hashable description of a delta; makes the modules that do the work."""
+
+  def module(self, site: Site, name: str) -> nn.Module:
+    """Returns a module with `__call__(base, x, context) -> (y, aux)`."""
+
+  def prepare(self, stack: str, name: str) -> nn.Module | None:
+    """Returns None or a module `__call__(context) -> (shared, per_layer)`, run once per stack.
+
+    `per_layer` is a pytree whose leaves have a leading [layer] axis, or None.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """Places `delta` at every site that matches.
+
+  Attributes:
+    name: name of the delta's parameters below the site.
+    site: pattern (`fnmatch`) over site paths, such as `*/mlp/wo`.
+    delta: what to place there.
+    layers: (stack, layer) pairs to which the rule is restricted; None means all layers.
+  """
+
+  name: str
+  site: str
+  delta: DeltaConfig
+  layers: tuple[tuple[str, int], ...] | None = None
+
+  def at(self, stack: str, layer: int) -> bool:
+    """Whether the rule holds in this layer."""
+    return self.layers is None or (stack, layer) in self.layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Ordered rules; says which deltas act at which site of which layer."""
+
+  rules: tuple[Rule, ...] = ()
+
+  def at(self, path: str) -> tuple[Rule, ...]:
+    """Returns the rules for the site, innermost first."""
+    return tuple(rule for rule in self.rules if fnmatch.fnmatchcase(path, rule.site))
+
+  def for_layer(self, stack: str, layer: int) -> Plan:
+    """Returns the plan without the rules that do not hold in this layer."""
+    return Plan(tuple(rule for rule in self.rules if rule.at(stack, layer)))
+
+  def segments(self, stack: str, depth: int) -> list[tuple[int, int]]:
+    """Cuts the layers of a stack into the longest ranges [start, stop) with equal rules."""
+    starts = [0]
+    for layer in range(1, depth):
+      if self.for_layer(stack, layer) != self.for_layer(stack, layer - 1):
+        starts.append(layer)
+    return list(zip(starts, [*starts[1:], depth], strict=True))
+
+  def check(self, sites: Sequence[str], depths: Mapping[str, int]) -> None:
+    """Checks that every rule finds a place.
+
+    Args:
+      sites: all site paths of the backbone.
+      depths: number of layers of each stack.
+
+    Raises:
+      UserError: a rule matches no site, names a missing layer, or shares its name with another
+        rule at the same site.
+    """
+    for rule in self.rules:
+      if not fnmatch.filter(sites, rule.site):
+        raise UserError(
+            f"plan rule '{rule.name}' matches no site: '{rule.site}' is not among"
+            f' {", ".join(sites)}; change the site pattern of the rule.')
+      for stack, layer in rule.layers or ():
+        if layer not in range(depths.get(stack, 0)):
+          raise UserError(
+              f"plan rule '{rule.name}' names layer {layer} of '{stack}', which has"
+              f' {depths.get(stack, 0)} layers; change the layers of the rule.')
+    for path in sites:
+      names = [rule.name for rule in self.at(path)]
+      if len(names) != len(set(names)):
+        raise UserError(f"two plan rules at site '{path}' share a name: {', '.join(names)};"
+                        ' rename one of them.')
+
+
+def call_site(plan: Plan, site: Site, base: Base, x: Any,
+              context: SiteContext) -> tuple[jax.Array, Aux]:
+  """Calls `base` with the planned deltas around it; use inside a compact method.
+
+  Args:
+    plan: the rules that hold in the current layer.
+    site: the place.
+    base: the operation; a delta that never calls it leaves its parameters uncreated.
+    x: input of the operation.
+    context: what deltas may read.
+
+  Returns:
+    The output and the auxiliaries, named `<site path>/<rule name>/<kind>`.
+  """
+  collected: Aux = {}
+
+  def wrap(inner: Base, rule: Rule) -> Base:
+    delta = rule.delta.module(site, rule.name)
+
+    def outer(value):
+      y, aux = delta(inner, value, context)
+      collected.update({f'{site.path}/{rule.name}/{kind}': a for kind, a in aux.items()})
+      return y
+
+    return outer
+
+  call = base
+  for rule in plan.at(site.path):
+    call = wrap(call, rule)
+  return call(x), collected

@@ -1,0 +1,349 @@
+"""T5 (v1.0, v1.1, LM-adapted, Flan): a pure Linen encoder-decoder that knows no method.
+
+Parameters of all layers of a stack are stacked on a leading [layer] axis and run by `nn.scan`.
+A plan (`models/sites.py`) places deltas at sites; with the empty plan this is the plain model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from pemt_jax.models import layers
+from pemt_jax.models.layers import MASKED, Compute, fold_name
+from pemt_jax.models.sites import Aux, Plan, Site, SiteContext, call_site
+from pemt_jax.models.t5_config import T5Config
+from pemt_jax.models.t5_layers import Layer, LayerInputs, StackInputs, StackSpec
+
+
+@flax.struct.dataclass
+class Encoded:
+  """What the decoder sees of the encoder.
+
+  Attributes:
+    states: [batch, source_length, embed] final states, prompt positions first.
+    mask: [batch, source_length] 1 for real positions.
+    rows: [batch] 1 for real examples, 0 for filler rows.
+    prompt_mask: [prompt] 1 for real prompt positions, or None.
+    aux: auxiliaries of the encoder's sites.
+  """
+
+  states: jax.Array
+  mask: jax.Array
+  rows: jax.Array
+  prompt_mask: jax.Array | None
+  aux: Aux
+
+
+@flax.struct.dataclass
+class Memory:
+  """Everything constant during a generation.
+
+  Attributes:
+    encoded: the encoder's result.
+    cross_keys: [layer, batch, heads, source_length, kv].
+    cross_values: like `cross_keys`.
+    shared: arrays that deltas prepared for the decoder, by rule name.
+    per_layer: the same with a leading [layer] axis.
+    task_ids: [batch] or None.
+  """
+
+  encoded: Encoded
+  cross_keys: jax.Array
+  cross_values: jax.Array
+  shared: dict[str, Any]
+  per_layer: dict[str, Any]
+  task_ids: jax.Array | None
+
+
+def segment_name(start: int, stop: int, depth: int) -> str:
+  """Name of the parameters of layers [start, stop)."""
+  return 'layers' if (start, stop) == (0, depth) else f'layers_{start}_{stop}'
+
+
+def _concatenate_aux(parts: list[Aux]) -> Aux:
+  names = sorted({name for part in parts for name in part})
+  return {name: jnp.concatenate([part[name] for part in parts if name in part]) for name in names}
+
+
+class Embedding(nn.Module):
+  """The token table; read by both stacks and by a tied head."""
+
+  vocab_size: int
+  embed: int
+
+  def setup(self):
+    init = nn.with_logical_partitioning(layers.normal_init(1.0), ('vocab', 'embed_table'))
+    self.embedding = self.param('embedding', init, (self.vocab_size, self.embed), jnp.float32)
+
+  def __call__(self, tokens: jax.Array) -> jax.Array:
+    """[...] token ids -> [..., embed]."""
+    return jnp.take(self.embedding, tokens, axis=0)
+
+
+class EmbedSite(nn.Module):
+  """The place where deltas may change or extend the embeddings of a stack."""
+
+  site: Site
+  plan: Plan
+
+  @nn.compact
+  def __call__(self, base: Any, tokens: jax.Array, context: SiteContext) -> tuple[jax.Array, Aux]:
+    """Returns [batch, prompt + length, embed]; new positions stand in front."""
+    return call_site(self.plan, self.site, base, tokens, context)
+
+
+class Stack(nn.Module):
+  """The layers of one stack, their position bias and final norm."""
+
+  spec: StackSpec
+
+  def setup(self):
+    spec, config = self.spec, self.spec.config
+    self.relative_bias = layers.RelativeBias(
+        config.relative_buckets, config.heads, config.relative_max_distance,
+        bidirectional=spec.stack == 'encoder', stddev=config.embed**-0.5)
+    for start, stop in self.segments:
+      setattr(self, segment_name(start, stop, self.depth), self._segment(start, stop))
+    self.final_norm = spec.norm('final_norm')
+    self.embed = EmbedSite(spec.site('embed', config.embed, ('vocab', 'embed')), spec.plan)
+
+  @property
+  def depth(self) -> int:
+    """Number of layers."""
+    config = self.spec.config
+    return config.encoder_layers if self.spec.stack == 'encoder' else config.decoder_layers
+
+  @property
+  def segments(self) -> list[tuple[int, int]]:
+    """Ranges of layers that run as one scan."""
+    return self.spec.plan.segments(self.spec.stack, self.depth)
+
+  def _segment(self, start: int, stop: int) -> nn.Module:
+    methods = ['__call__', 'cross_memory']
+    layer = Layer
+    if self.spec.compute.remat:
+      layer = nn.remat(layer, prevent_cse=not self.spec.compute.scan_layers, methods=methods)
+    scanned = nn.scan(
+        layer, variable_axes={'params': 0, 'constants': 0}, split_rngs={'params': True},
+        in_axes=(nn.broadcast, 0), length=stop - start, methods=methods,
+        unroll=1 if self.spec.compute.scan_layers else stop - start,
+        metadata_params={nn.PARTITION_NAME: 'layer'})
+    plan = self.spec.plan.for_layer(self.spec.stack, start)
+    return scanned(dataclasses.replace(self.spec, plan=plan))
+
+  @nn.compact
+  def prepare(self, context: SiteContext) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Runs the preparation of every planned delta once; returns (shared, per_layer)."""
+    shared, per_layer = {}, {}
+    for rule in self.spec.plan.rules:
+      module = rule.delta.prepare(self.spec.stack, rule.name)
+      if module is not None:
+        shared[rule.name], layered = module(context)
+        if layered is not None:
+          per_layer[rule.name] = layered
+    return shared, per_layer
+
+  def _run(self, carry, inputs, layer_inputs, method='__call__'):
+    """Runs all segments; returns the carry and each segment's outputs."""
+    outputs = []
+    for start, stop in self.segments:
+      segment = getattr(self, segment_name(start, stop, self.depth))
+      part = layer_inputs
+      if (start, stop) != (0, self.depth):
+        part = jax.tree.map(lambda a, start=start, stop=stop: a[start:stop], layer_inputs)
+      carry, out = getattr(segment, method)(carry, inputs, part)
+      outputs.append(out)
+    return carry, outputs
+
+  def _inputs(self, context, shared, queries, keys, mask):
+    bias = self.relative_bias(queries, keys)
+    context = context.replace(shared=shared)
+    cross_mask = None
+    if self.spec.stack == 'decoder':
+      cross_mask = ((1.0 - context.encoder_mask) * MASKED)[:, None, None, :].astype(jnp.float32)
+    return StackInputs(context, bias, mask, cross_mask)
+
+  def __call__(self, x: jax.Array, context: SiteContext) -> tuple[jax.Array, Aux]:
+    """Runs the stack over whole sequences.
+
+    Args:
+      x: [batch, length, embed] embeddings.
+      context: masks, encoder states, task ids and dropout key.
+
+    Returns:
+      [batch, length, embed] after the final norm, and auxiliaries with a leading [layer] axis.
+    """
+    spec = self.spec
+    context = context.replace(
+        key=None if context.key is None else fold_name(context.key, spec.stack))
+    positions = jnp.arange(x.shape[1])
+    if spec.stack == 'encoder':
+      mask = ((1.0 - context.mask) * MASKED)[:, None, None, :].astype(jnp.float32)
+    else:
+      mask = jnp.where(positions[None, :] <= positions[:, None], 0.0, MASKED)[None, None]
+    shared, per_layer = self.prepare(context)
+    inputs = self._inputs(context, shared, positions, positions, mask)
+    x = spec.drop(x, context, 'embed').astype(spec.dtype)
+    (x, _), parts = self._run((x, None), inputs, LayerInputs(jnp.arange(self.depth), per_layer))
+    x, aux = self.final_norm(x, context)
+    return spec.drop(x, context, 'final'), _concatenate_aux(parts) | aux
+
+  def cross_memory(self, context: SiteContext) -> tuple[Any, Any, jax.Array, jax.Array]:
+    """Returns prepared arrays (shared, per_layer) and cross keys and values of all layers."""
+    shared, per_layer = self.prepare(context)
+    none = jnp.zeros((1,), jnp.int32)
+    inputs = self._inputs(context, shared, none, none, jnp.zeros(()))
+    _, parts = self._run(jnp.zeros(()), inputs, LayerInputs(jnp.arange(self.depth), per_layer),
+                         'cross_memory')
+    keys, values = (jnp.concatenate(list(part)) for part in zip(*parts, strict=True))
+    return shared, per_layer, keys, values
+
+  def decode_step(self, x: jax.Array, position: jax.Array, cache: dict[str, jax.Array],
+                  memory: Memory) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """One cached step; x is [batch, beams, embed]."""
+    length = cache['key'].shape[3]
+    encoded = memory.encoded
+    context = SiteContext(
+        jnp.ones(x.shape[:2], jnp.float32), encoded.rows, prompt_mask=encoded.prompt_mask,
+        encoder_mask=encoded.mask, encoder_states=encoded.states, task_ids=memory.task_ids)
+    keys = jnp.arange(length)
+    mask = jnp.where(keys <= position, 0.0, MASKED)[None, None, None]
+    inputs = self._inputs(context, memory.shared, position[None], keys, mask)
+    layer_inputs = LayerInputs(jnp.arange(self.depth), memory.per_layer, memory.cross_keys,
+                               memory.cross_values)
+    (x, cache), _ = self._run((x, cache), inputs.replace(position=position), layer_inputs)
+    x, _ = self.final_norm(x, context)
+    return x, cache
+
+
+class T5(nn.Module):
+  """T5 encoder-decoder.
+
+  Attributes:
+    config: shapes and constants.
+    plan: which deltas act where.
+    compute: how to compute.
+  """
+
+  config: T5Config
+  plan: Plan = Plan()
+  compute: Compute = Compute()
+
+  def setup(self):
+    config = self.config
+    spec = StackSpec(config, self.plan, 'encoder', self.compute)
+    self.plan.check(self.sites(), self.depths())
+    self.shared = Embedding(config.vocab_size, config.embed)
+    self.encoder = Stack(spec)
+    self.decoder = Stack(dataclasses.replace(spec, stack='decoder'))
+    if not config.tied_head:
+      head = Site('lm_head', config.vocab_size, 'embed', 'vocab', spec.dtype)
+      self.lm_head = layers.Projection(head, self.plan, 1.0)
+
+  def depths(self) -> dict[str, int]:
+    """Number of layers of each stack."""
+    return {'encoder': self.config.encoder_layers, 'decoder': self.config.decoder_layers}
+
+  def sites(self) -> list[str]:
+    """All site paths, without layer indices."""
+    mlp = ['wi_0', 'wi_1', 'wo'] if self.config.gated else ['wi', 'wo']
+    paths = ['encoder/embed', 'decoder/embed'] + ([] if self.config.tied_head else ['lm_head'])
+    for stack, kinds in (('encoder', ['self_attention']),
+                         ('decoder', ['self_attention', 'cross_attention'])):
+      for kind in kinds:
+        paths += [f'{stack}/{kind}_norm'] + [f'{stack}/{kind}/{name}' for name in 'qkvo']
+      paths += [f'{stack}/mlp_norm', *(f'{stack}/mlp/{n}' for n in mlp), f'{stack}/final_norm']
+    return paths
+
+  def encode(self, inputs: jax.Array, inputs_mask: jax.Array,
+             task_ids: jax.Array | None = None, key: jax.Array | None = None) -> Encoded:
+    """Encodes [batch, length] tokens.
+
+    Args:
+      inputs: [batch, length] token ids.
+      inputs_mask: [batch, length] 1 for real positions.
+      task_ids: [batch] or None.
+      key: dropout key; None means deterministic.
+    """
+    rows = jnp.max(inputs_mask, axis=1).astype(jnp.float32)
+    context = SiteContext(inputs_mask, rows, task_ids=task_ids, key=key)
+    x, aux = self.encoder.embed(self.shared, inputs, context)
+    prompt = x.shape[1] - inputs.shape[1]
+    prompt_mask, offset = None, 0
+    mask = inputs_mask.astype(jnp.float32)
+    if prompt:
+      masks = [value for name, value in aux.items() if name.endswith('/prompt_mask')]
+      prompt_mask = masks[0]
+      offset = prompt - jnp.sum(prompt_mask).astype(jnp.int32)
+      front = jnp.broadcast_to(prompt_mask, (inputs.shape[0], prompt)).astype(jnp.float32)
+      mask = jnp.concatenate([front, mask], axis=1)
+    context = context.replace(mask=mask, prompt_mask=prompt_mask, offset=offset)
+    x, more = self.encoder(x, context)
+    return Encoded(x, mask, rows, prompt_mask, aux | more)
+
+  def decode(self, decoder_inputs: jax.Array, decoder_mask: jax.Array, encoded: Encoded,
+             task_ids: jax.Array | None = None,
+             key: jax.Array | None = None) -> tuple[jax.Array, Aux]:
+    """Logits [batch, target_length, vocab] float32 of shifted targets, and auxiliaries.
+
+    The mask names real positions for averages; attention is causal only (as T5 is trained).
+    """
+    context = SiteContext(
+        decoder_mask, encoded.rows, prompt_mask=encoded.prompt_mask, encoder_states=encoded.states,
+        encoder_mask=encoded.mask, task_ids=task_ids, key=key)
+    if encoded.prompt_mask is not None:
+      size = encoded.prompt_mask.shape[0]
+      context = context.replace(offset=size - jnp.sum(encoded.prompt_mask).astype(jnp.int32))
+    x, aux = self.decoder(self.shared(decoder_inputs), context)
+    logits, more = self.head(x, context)
+    return logits, encoded.aux | aux | more
+
+  def head(self, x: jax.Array, context: SiteContext) -> tuple[jax.Array, Aux]:
+    """[..., embed] -> float32 logits [..., vocab]."""
+    if not self.config.tied_head:
+      logits, aux = self.lm_head(x, context)
+      return logits.astype(jnp.float32), aux
+    x = x * self.config.embed**-0.5
+    table = self.shared.embedding.astype(x.dtype)
+    return jnp.einsum('...d,vd->...v', x, table, preferred_element_type=jnp.float32), {}
+
+  def __call__(self, inputs: jax.Array, inputs_mask: jax.Array, decoder_inputs: jax.Array,
+               decoder_mask: jax.Array, task_ids: jax.Array | None = None,
+               key: jax.Array | None = None) -> tuple[jax.Array, Aux]:
+    """Teacher-forced logits [batch, target_length, vocab] and all auxiliaries."""
+    encoded = self.encode(inputs, inputs_mask, task_ids, key)
+    return self.decode(decoder_inputs, decoder_mask, encoded, task_ids, key)
+
+  def start_decoding(self, encoded: Encoded, rows: int, max_length: int,
+                     task_ids: jax.Array | None = None) -> tuple[Memory, dict[str, jax.Array]]:
+    """Prepares a generation: everything that is constant, and an empty cache.
+
+    Args:
+      encoded: the encoder's result for [batch] examples.
+      rows: batch * beams hypotheses; the beams of an example stand side by side.
+      max_length: number of positions of the cache.
+      task_ids: [batch] or None.
+    """
+    context = SiteContext(
+        jnp.ones((encoded.mask.shape[0], 1)), encoded.rows, prompt_mask=encoded.prompt_mask,
+        encoder_states=encoded.states, encoder_mask=encoded.mask, task_ids=task_ids)
+    shared, per_layer, keys, values = self.decoder.cross_memory(context)
+    config = self.config
+    shape = (config.decoder_layers, rows, config.heads, max_length, config.kv)
+    cache = {name: jnp.zeros(shape, self.compute.dtype) for name in ('key', 'value')}
+    return Memory(encoded, keys, values, shared, per_layer, task_ids), cache
+
+  def decode_step(self, tokens: jax.Array, position: jax.Array, cache: dict[str, jax.Array],
+                  memory: Memory) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """One cached step for [rows] hypotheses; returns logits [rows, vocab] float32 and the cache."""
+    batch = memory.encoded.mask.shape[0]
+    x = self.shared(tokens.reshape(batch, -1)).astype(self.compute.dtype)
+    x, cache = self.decoder.decode_step(x, position, cache, memory)
+    logits, _ = self.head(x, SiteContext(jnp.ones(x.shape[:2]), memory.encoded.rows))
+    return logits.reshape(tokens.shape[0], -1), cache

@@ -1,0 +1,261 @@
+"""The blocks of T5: attention, feed-forward, encoder and decoder layer (Raffel et al. 2020)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from pemt_jax.models import layers
+from pemt_jax.models.layers import Compute, Projection, RMSNorm
+from pemt_jax.models.sites import Aux, Plan, Site, SiteContext
+from pemt_jax.models.t5_config import T5Config
+
+ACTIVATIONS = {'relu': jax.nn.relu, 'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True)}
+
+
+@flax.struct.dataclass
+class LayerInputs:
+  """What is scanned beside the parameters; leaves have a leading [layer] axis in the scan.
+
+  Attributes:
+    index: [] layer index.
+    per_layer: arrays that deltas prepared, by rule name.
+    cross_keys: [batch, heads, source_length, kv] of a decoding step, else None.
+    cross_values: like `cross_keys`.
+  """
+
+  index: jax.Array
+  per_layer: dict[str, Any] = dataclasses.field(default_factory=dict)
+  cross_keys: jax.Array | None = None
+  cross_values: jax.Array | None = None
+
+
+@flax.struct.dataclass
+class StackInputs:
+  """What all layers of a stack share.
+
+  Attributes:
+    context: what deltas may read.
+    bias: [1, heads, queries, keys] relative position bias.
+    mask: broadcastable to [batch, heads, queries, keys]; 0 where attention may look.
+    cross_mask: the same for cross-attention, or None.
+    position: [] position of a cached decoding step, or None.
+  """
+
+  context: SiteContext
+  bias: jax.Array
+  mask: jax.Array
+  cross_mask: jax.Array | None = None
+  position: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class StackSpec:
+  """The static part of a stack: configuration, plan, name and how to compute."""
+
+  config: T5Config
+  plan: Plan
+  stack: str
+  compute: Compute
+
+  @property
+  def dtype(self) -> Any:
+    """dtype of activations."""
+    return jnp.dtype(self.compute.dtype)
+
+  def site(self, name: str, features: int, axes: tuple[str, str]) -> Site:
+    """Returns a site of this stack."""
+    return Site(f'{self.stack}/{name}', features, axes[0], axes[1], self.dtype)
+
+  def projection(self, name: str, features: int, axes: tuple[str, str],
+                 stddev: float) -> Projection:
+    """Returns a projection of this stack."""
+    return Projection(self.site(name, features, axes), self.plan, stddev)
+
+  def norm(self, name: str) -> RMSNorm:
+    """Returns a norm of this stack."""
+    site = self.site(name, self.config.embed, ('embed', 'embed'))
+    return RMSNorm(site, self.plan, self.config.norm_epsilon)
+
+  def drop(self, x: jax.Array, context: SiteContext, name: str) -> jax.Array:
+    """Dropout on [batch, length, features] at the named place."""
+    if context.key is None:
+      return x
+    offsets = {1: context.offset} if self.stack == 'encoder' else None
+    return layers.dropout(x, self.config.dropout, layers.fold_name(context.key, name), offsets)
+
+
+class Attention(nn.Module):
+  """Multi-head attention; `kind` is `self_attention` or `cross_attention`."""
+
+  spec: StackSpec
+  kind: str
+
+  def setup(self):
+    config, spec = self.spec.config, self.spec
+    inner, into, out = config.joined_kv, ('embed', 'joined_kv'), ('joined_kv', 'embed')
+    self.q = spec.projection(f'{self.kind}/q', inner, into, (config.embed * config.kv)**-0.5)
+    self.k = spec.projection(f'{self.kind}/k', inner, into, config.embed**-0.5)
+    self.v = spec.projection(f'{self.kind}/v', inner, into, config.embed**-0.5)
+    self.o = spec.projection(f'{self.kind}/o', config.embed, out, inner**-0.5)
+
+  def keys_values(self, states: jax.Array,
+                  context: SiteContext) -> tuple[jax.Array, jax.Array, Aux]:
+    """Returns keys and values [batch, heads, length, kv] of the states, and auxiliaries."""
+    key, key_aux = self.k(states, context)
+    value, value_aux = self.v(states, context)
+    heads = self.spec.config.heads
+    return layers.split_heads(key, heads), layers.split_heads(value, heads), key_aux | value_aux
+
+  def rng(self, context: SiteContext) -> tuple[jax.Array | None, dict[int, Any]]:
+    """Dropout key of the attention weights and padding offsets of their axes."""
+    if context.key is None:
+      return None, {}
+    offsets = {}
+    if self.spec.stack == 'encoder':
+      offsets = {2: context.offset, 3: context.offset}
+    elif self.kind == 'cross_attention':
+      offsets = {3: context.offset}
+    return layers.fold_name(context.key, f'{self.kind}/weights'), offsets
+
+  def mix(self, x: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array,
+          context: SiteContext) -> tuple[jax.Array, Aux]:
+    """Queries from [batch, length, embed] attend to keys and values; returns the same shape."""
+    query, query_aux = self.q(x, context)
+    query = layers.split_heads(query, self.spec.config.heads)
+    mixed = layers.attend(query, key, value, bias, self.spec.config.dropout, self.rng(context))
+    out, out_aux = self.o(mixed, context)
+    return out, query_aux | out_aux
+
+  def __call__(self, x: jax.Array, inputs: StackInputs) -> tuple[jax.Array, Aux]:
+    """Self-attention over the whole sequence."""
+    key, value, aux = self.keys_values(x, inputs.context)
+    out, more = self.mix(x, key, value, inputs.bias + inputs.mask, inputs.context)
+    return out, aux | more
+
+  def cached(self, x: jax.Array, inputs: StackInputs, cache: dict[str, jax.Array],
+             index: jax.Array) -> tuple[jax.Array, dict[str, jax.Array], Aux]:
+    """Self-attention of one new position.
+
+    Args:
+      x: [batch, beams, embed]; beams stand on the length axis, each with a history of its own.
+      inputs: what layers share; `position` is the new position.
+      cache: `key` and `value`, [layer, batch * beams, heads, max_length, kv].
+      index: [] layer.
+
+    Returns:
+      [batch, beams, embed], the updated cache, auxiliaries.
+    """
+    batch, beams, _ = x.shape
+    heads = self.spec.config.heads
+    rows = lambda a: a.reshape(batch * beams, 1, -1)
+    (query, a0), (key, a1), (value, a2) = (p(x, inputs.context) for p in (self.q, self.k, self.v))
+    new = {'key': layers.split_heads(rows(key), heads),
+           'value': layers.split_heads(rows(value), heads)}
+    start = (index, 0, 0, inputs.position, 0)
+    cache = {name: jax.lax.dynamic_update_slice(array, new[name][None].astype(array.dtype), start)
+             for name, array in cache.items()}
+    key, value = (jax.lax.dynamic_index_in_dim(cache[name], index, 0, keepdims=False)
+                  for name in ('key', 'value'))
+    mixed = layers.attend(layers.split_heads(rows(query), heads), key, value,
+                          inputs.bias + inputs.mask, 0.0, (None, {}))
+    out, a3 = self.o(mixed.reshape(batch, beams, -1), inputs.context)
+    return out, cache, a0 | a1 | a2 | a3
+
+
+class MLP(nn.Module):
+  """Feed-forward: wo(act(wi x)), or wo(act(wi_0 x) * wi_1 x) when gated (v1.1)."""
+
+  spec: StackSpec
+
+  def setup(self):
+    config, spec = self.spec.config, self.spec
+    into, stddev = ('embed', 'mlp'), config.embed**-0.5
+    if config.gated:
+      self.wi_0 = spec.projection('mlp/wi_0', config.mlp, into, stddev)
+      self.wi_1 = spec.projection('mlp/wi_1', config.mlp, into, stddev)
+    else:
+      self.wi = spec.projection('mlp/wi', config.mlp, into, stddev)
+    self.wo = spec.projection('mlp/wo', config.embed, ('mlp', 'embed'), config.mlp**-0.5)
+
+  def __call__(self, x: jax.Array, context: SiteContext) -> tuple[jax.Array, Aux]:
+    """[batch, length, embed] -> same shape."""
+    activation = ACTIVATIONS[self.spec.config.activation]
+    if self.spec.config.gated:
+      gate, aux = self.wi_0(x, context)
+      linear, more = self.wi_1(x, context)
+      hidden, aux = activation(gate) * linear, aux | more
+    else:
+      hidden, aux = self.wi(x, context)
+      hidden = activation(hidden)
+    hidden = nn.with_logical_constraint(hidden, ('act_batch', 'act_length', 'act_mlp'))
+    hidden = self.spec.drop(hidden, context, 'mlp/hidden')
+    out, more = self.wo(hidden, context)
+    return out, aux | more
+
+
+class Layer(nn.Module):
+  """One pre-norm block of the encoder or the decoder."""
+
+  spec: StackSpec
+
+  def setup(self):
+    self.self_attention_norm = self.spec.norm('self_attention_norm')
+    self.self_attention = Attention(self.spec, 'self_attention')
+    if self.spec.stack == 'decoder':
+      self.cross_attention_norm = self.spec.norm('cross_attention_norm')
+      self.cross_attention = Attention(self.spec, 'cross_attention')
+    self.mlp_norm = self.spec.norm('mlp_norm')
+    self.mlp = MLP(self.spec)
+
+  def layer_context(self, inputs: StackInputs, layer: LayerInputs) -> SiteContext:
+    """The context of this layer: its index, its key, its slice of prepared arrays."""
+    context = inputs.context
+    key = None if context.key is None else jax.random.fold_in(context.key, layer.index)
+    return context.replace(layer=layer.index, key=key, per_layer=layer.per_layer)
+
+  def cross_memory(self, carry: Any, inputs: StackInputs,
+                   layer: LayerInputs) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+    """Keys and values of cross-attention, computed once for a generation."""
+    context = self.layer_context(inputs, layer)
+    key, value, _ = self.cross_attention.keys_values(context.encoder_states, context)
+    return carry, (key, value)
+
+  def __call__(self, carry: tuple[jax.Array, Any], inputs: StackInputs,
+               layer: LayerInputs) -> tuple[tuple[jax.Array, Any], Aux]:
+    """carry = ([batch, length, embed], self-attention cache or None)."""
+    x, cache = carry
+    spec, context = self.spec, self.layer_context(inputs, layer)
+    inputs = inputs.replace(context=context)
+    x = nn.with_logical_constraint(x, ('act_batch', 'act_length', 'act_embed'))
+    normed, auxiliaries = self.self_attention_norm(x, context)
+    if cache is None:
+      y, aux = self.self_attention(normed, inputs)
+    else:
+      y, cache, aux = self.self_attention.cached(normed, inputs, cache, layer.index)
+    x = x + spec.drop(y, context, 'self_attention')
+    auxiliaries |= aux
+    if spec.stack == 'decoder':
+      y, aux = self._cross(x, inputs, layer)
+      x = x + spec.drop(y, context, 'cross_attention')
+      auxiliaries |= aux
+    normed, aux = self.mlp_norm(x, context)
+    y, more = self.mlp(normed, context.replace(sublayer_input=normed))
+    x = x + spec.drop(y, context, 'mlp')
+    return (x, cache), auxiliaries | aux | more
+
+  def _cross(self, x, inputs, layer):
+    context = inputs.context
+    normed, auxiliaries = self.cross_attention_norm(x, context)
+    if layer.cross_keys is None:
+      key, value, aux = self.cross_attention.keys_values(context.encoder_states, context)
+      auxiliaries |= aux
+    else:
+      key, value = layer.cross_keys, layer.cross_values
+    y, aux = self.cross_attention.mix(normed, key, value, inputs.cross_mask, context)
+    return y, auxiliaries | aux
