@@ -109,7 +109,7 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture(scope='session')
 def on_eight_devices(run_python: Callable[..., subprocess.CompletedProcess[str]]
                      ) -> Callable[[str], str]:
-  """Runs Python source on 8 simulated CPU devices and returns what it printed; fails if it fails."""
+  """Runs Python source on 8 simulated CPU devices; returns what it printed, fails if it fails."""
 
   def run(code: str) -> str:
     done = run_python(code=code, devices=8)

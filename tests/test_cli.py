@@ -1,4 +1,4 @@
-"""pemt_jax.cli: user mistakes end with one sentence and exit code 2, defects keep their traceback."""
+"""pemt_jax.cli: a mistake ends with one sentence and exit code 2, a defect keeps its traceback."""
 
 from __future__ import annotations
 
