@@ -1,0 +1,93 @@
+"""The `config.train` part of every stage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_collections as mlc
+from ml_collections import config_dict
+
+from pemt_jax.errors import UserError
+from pemt_jax.training import optimisers, schedules
+
+
+def _steps_or_word(word: str) -> config_dict.FieldReference:
+  """A field that holds a word or a number of steps."""
+  return config_dict.FieldReference(word, field_type=object)
+
+
+def default_train_config() -> mlc.ConfigDict:
+  """Returns the fields of `config.train` with the values of the original programs' trainer."""
+  config = mlc.ConfigDict()
+  # Length of the run.
+  config.steps = 0               # updates, >= 0; 0 takes `epochs`
+  config.epochs = 5.0            # passes over the training rows, > 0; counts where `steps` is 0
+  config.seed = 42               # >= 0; initialisation, dropout and data order
+  # Optimiser.
+  config.optimizer = 'adamw'     # a name of optimisers.OPTIMISERS
+  config.learning_rate = 3e-4    # peak rate, >= 0
+  config.schedule = 'linear'     # 'linear' | 'constant' | 'cosine' | 'inverse_sqrt'
+  config.warmup_steps = 0        # updates from rate 0 to the peak, >= 0
+  config.group_multipliers = mlc.ConfigDict()  # learning-rate group -> factor, >= 0; 1 if absent
+  config.beta1 = 0.9             # decay of the first moment, in [0, 1)
+  config.beta2 = 0.999           # decay of the second moment, in [0, 1)
+  config.epsilon = 1e-8          # > 0, added before bias correction
+  config.weight_decay = 0.0      # per unit of learning rate, >= 0
+  config.no_decay = ('.*/bias',)  # patterns of whole parameter paths without decay
+  config.counters = 'always'     # 'always' | 'from_first_gradient' | 'nonzero_gradient'
+  config.row_axes = ()           # ((path pattern, n), ...): the first n axes count updates apart
+  config.clip_norm = 1.0         # largest global gradient norm, >= 0; 0 does not clip
+  config.accumulate = 1          # microbatches per batch, >= 1, a divisor of the batch size
+  # Evaluation, selection, early stop.
+  config.eval_every = _steps_or_word('epoch')  # 'epoch' | 'never' | updates, >= 1
+  config.metric = 'average'      # name in the evaluation that selects the best step; '' = the last
+  config.greater_is_better = True
+  config.ties_improve = False    # whether an equal value counts as an improvement
+  config.patience = 0            # evaluations without improvement before a stop, >= 0; 0 = no stop
+  config.selection_split = 'validation'  # split that is evaluated during training
+  config.final_split = 'test'    # split that is evaluated once with the best step; '' = none
+  # Files and display.
+  config.log_every = 50          # updates between metric lines, >= 1
+  config.checkpoint_every = _steps_or_word('evaluation')  # 'evaluation' | 'never' | updates, >= 1
+  config.keep = 1                # run checkpoints to keep, >= 1 (best steps are kept apart)
+  config.progress = 'auto'       # 'auto' (only in a terminal) | 'always' | 'never'
+  config.tensorboard = True      # whether to write TensorBoard files beside metrics.jsonl
+  return config
+
+
+def _is_count(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def check_train_config(config: mlc.ConfigDict) -> None:
+  """Checks the values of `config.train`.
+
+  Raises:
+    UserError: the first value out of its range.
+  """
+  ranges = {
+      'steps': config.steps >= 0, 'epochs': config.epochs > 0 or config.steps > 0,
+      'seed': config.seed >= 0, 'learning_rate': config.learning_rate >= 0,
+      'warmup_steps': config.warmup_steps >= 0, 'beta1': 0 <= config.beta1 < 1,
+      'beta2': 0 <= config.beta2 < 1, 'epsilon': config.epsilon > 0,
+      'weight_decay': config.weight_decay >= 0, 'clip_norm': config.clip_norm >= 0,
+      'accumulate': config.accumulate >= 1, 'patience': config.patience >= 0,
+      'log_every': config.log_every >= 1, 'keep': config.keep >= 1,
+  }
+  for name, right in ranges.items():
+    if not right:
+      raise UserError(f'config.train.{name} is {config[name]}, which is out of range; see '
+                      'pemt_jax/training/config.py for the ranges.')
+  words = {
+      'optimizer': tuple(optimisers.OPTIMISERS), 'schedule': tuple(schedules.SCHEDULES),
+      'counters': optimisers.COUNTERS, 'progress': ('auto', 'always', 'never'),
+  }
+  for name, allowed in words.items():
+    if config[name] not in allowed:
+      raise UserError(f"config.train.{name} is '{config[name]}'; choose one of "
+                      f"{', '.join(allowed)}.")
+  for name, allowed in (('eval_every', ('epoch', 'never')),
+                        ('checkpoint_every', ('evaluation', 'never'))):
+    if config[name] not in allowed and not _is_count(config[name]):
+      raise UserError(f"config.train.{name} is '{config[name]}'; give '{allowed[0]}', "
+                      f"'{allowed[1]}' or a number of steps >= 1.")

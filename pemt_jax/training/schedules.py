@@ -1,0 +1,52 @@
+"""Learning-rate schedules: pure functions of the number of updates made so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+
+def _warm(step, warmup):
+  """Warm-up factor: step / warmup below `warmup` (0 at the first step), then 1."""
+  step, warmup = jnp.asarray(step, jnp.float32), jnp.asarray(warmup, jnp.float32)
+  return jnp.where(step < warmup, step / jnp.maximum(warmup, 1.0), 1.0)
+
+
+def _progress(step, warmup, total):
+  """Share of the steps after warm-up that are done, in [0, 1]."""
+  step, warmup, total = (jnp.asarray(x, jnp.float32) for x in (step, warmup, total))
+  return jnp.clip((step - warmup) / jnp.maximum(total - warmup, 1.0), 0.0, 1.0)
+
+
+def linear_schedule(step, peak, warmup, total) -> jax.Array:
+  """Warm-up from 0 to `peak`, then linear to 0 at `total`; scalars or [replica]."""
+  return peak * _warm(step, warmup) * (1.0 - _progress(step, warmup, total))
+
+
+def constant_schedule(step, peak, warmup, total) -> jax.Array:
+  """Warm-up from 0 to `peak`, then `peak`; scalars or [replica]."""
+  del total
+  return peak * _warm(step, warmup)
+
+
+def cosine_schedule(step, peak, warmup, total) -> jax.Array:
+  """Warm-up from 0 to `peak`, then half a cosine to 0 at `total`; scalars or [replica]."""
+  return peak * _warm(step, warmup) * 0.5 * (1.0 + jnp.cos(jnp.pi * _progress(step, warmup, total)))
+
+
+def inverse_sqrt_schedule(step, peak, warmup, total) -> jax.Array:
+  """Warm-up from 0 to `peak`, then peak * sqrt(warmup / step); scalars or [replica]."""
+  del total
+  knee = jnp.maximum(jnp.asarray(warmup, jnp.float32), 1.0)
+  late = jnp.maximum(jnp.asarray(step, jnp.float32), knee)
+  return peak * _warm(step, warmup) * jnp.sqrt(knee / late)
+
+
+SCHEDULES: dict[str, Callable[..., jax.Array]] = {
+    'linear': linear_schedule,
+    'constant': constant_schedule,
+    'cosine': cosine_schedule,
+    'inverse_sqrt': inverse_sqrt_schedule,
+}

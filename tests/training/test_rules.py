@@ -1,0 +1,52 @@
+"""Laws of the trainable rules."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pemt_jax.errors import UserError
+from pemt_jax.training import rules
+
+PARAMS = {
+    'shared': {'embedding': np.ones((3, 2))},
+    'encoder': {'wo': {'kernel': np.zeros((2, 2)), 'lora': {'down': np.ones((2, 1))}}},
+}
+RULES = (('.*/lora/.*', 'base'), ('shared/.*', 'slow'), ('.*', 'frozen'))
+
+
+def test_split_then_merge_gives_the_same_tree():
+  frozen, tuned = rules.split_params(PARAMS, RULES)
+  assert list(rules.flatten_paths(frozen)) == ['encoder/wo/kernel']
+  assert sorted(rules.flatten_paths(tuned)) == ['encoder/wo/lora/down', 'shared/embedding']
+  merged = rules.flatten_paths(rules.merge_params(frozen, tuned))
+  assert merged.keys() == rules.flatten_paths(PARAMS).keys()
+  assert all(merged[path] is leaf for path, leaf in rules.flatten_paths(PARAMS).items())
+
+
+def test_first_matching_rule_decides():
+  groups = rules.assign_groups(PARAMS, RULES)
+  assert groups == {'shared/embedding': 'slow', 'encoder/wo/kernel': 'frozen',
+                    'encoder/wo/lora/down': 'base'}
+
+
+@pytest.mark.parametrize('bad, sentence', [
+    ((('.*/lora/.*', 'base'),),
+     "Parameter 'shared/embedding' matches none of the 1 trainable rules; add a rule with its "
+     "learning-rate group or 'frozen'."),
+    ((('.*/prompt', 'base'), ('.*', 'frozen')),
+     "Trainable rule 0 ('.*/prompt' -> 'base') matches no parameter; correct the pattern or remove "
+     'the rule.'),
+    ((('.*', 'frozen'), ('.*/lora/.*', 'base')),
+     "Trainable rule 1 ('.*/lora/.*' -> 'base') decides no parameter because earlier rules match "
+     'all of its paths; correct the pattern or remove the rule.'),
+])
+def test_unmatched_leaves_and_unused_rules_are_errors(bad, sentence):
+  with pytest.raises(UserError) as error:
+    rules.split_params(PARAMS, bad)
+  assert str(error.value) == sentence
+
+
+def test_a_leaf_in_both_trees_is_an_error():
+  with pytest.raises(UserError, match="Parameter 'a/b' is in the frozen and in the tuned tree"):
+    rules.merge_params({'a': {'b': 1}}, {'a': {'b': 2}})
