@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from pemt_jax.errors import UserError
+from pemt_jax.interop import huggingface
 from pemt_jax.models import generation
 from pemt_jax.models.generation import GenerationConfig
+from pemt_jax.models.t5 import T5
 
 EOS = 1
 VOCAB = 11
@@ -18,9 +20,11 @@ EXAMPLES = 5
 
 
 def random_table(seed, examples=EXAMPLES, vocab=VOCAB):
-  """Logits [example, token before last, last token, next token]."""
+  """Logits [example, token before last, last token, next token]; some seeds like short outputs."""
   rng = np.random.default_rng(seed)
-  return rng.normal(size=(examples, vocab, vocab, vocab), scale=1.5).astype(np.float32)
+  table = rng.normal(size=(examples, vocab, vocab, vocab), scale=1.5).astype(np.float32)
+  table[..., EOS] += 1.5 * (seed % 3)
+  return table
 
 
 def table_step(table, tokens, position, cache):
@@ -224,6 +228,7 @@ OPTIONS = (
     {'min_length': 5, 'forced_bos_token_id': 4, 'forced_eos_token_id': 1},
     {'num_beams': 2},
     {'num_beams': 4, 'early_stopping': True},
+    {'num_beams': 4, 'early_stopping': False, 'length_penalty': 2.0},
     {'num_beams': 4, 'early_stopping': 'never', 'length_penalty': 2.0},
     {'num_beams': 3, 'early_stopping': 'never', 'length_penalty': -0.7},
     {'num_beams': 3, 'length_penalty': 0.0},
@@ -291,3 +296,55 @@ def test_decoding_equals_huggingface(options, huggingface_table_model):
     np.testing.assert_array_equal(tokens, padded(expected.sequences, config.max_length))
     if scores is not None:
       np.testing.assert_allclose(scores, expected.sequences_scores, rtol=1e-5)
+
+
+@pytest.fixture(scope='module', params=['tied', 'gated'])
+def t5_pair(request, tmp_path_factory):
+  """A tiny random T5 in Hugging Face's form, and the folder of its weights."""
+  torch = pytest.importorskip('torch')
+  transformers = pytest.importorskip('transformers')
+  family = {
+      'tied': {'feed_forward_proj': 'relu', 'tie_word_embeddings': True},
+      'gated': {'feed_forward_proj': 'gated-gelu', 'tie_word_embeddings': False}}[request.param]
+  config = transformers.T5Config(
+      vocab_size=40, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4,
+      decoder_start_token_id=0, **family)
+  torch.manual_seed(5)
+  model = transformers.T5ForConditionalGeneration(config).eval()
+  for weight in model.parameters():
+    # Larger than at initialisation: outputs that depend on the past and on the example.
+    weight.data = torch.randn_like(weight) * (1.0 if weight.ndim == 1 else 0.4)
+  folder = tmp_path_factory.mktemp(request.param)
+  model.save_pretrained(folder)
+  return model, folder
+
+
+@pytest.mark.parametrize('options', [
+    {'max_length': 9},
+    {'num_beams': 3, 'length_penalty': 1.4, 'no_repeat_ngram_size': 2},
+    {'num_beams': 4, 'early_stopping': True, 'forced_eos_token_id': 1, 'min_length': 4},
+], ids=option_name)
+def test_t5_decoding_equals_huggingface(options, t5_pair):
+  import torch
+  model, folder = t5_pair
+  config, params = huggingface.load_t5(folder)
+  options = {'max_length': 12, **options}
+  rng = np.random.default_rng(0)
+  inputs = rng.integers(2, 40, size=(6, 7)).astype(np.int32)
+  mask = (np.arange(7) < rng.integers(2, 8, size=(6, 1))).astype(np.int32)
+  expected = model.generate(
+      torch.from_numpy(inputs * mask).long(), attention_mask=torch.from_numpy(mask).long(),
+      do_sample=False, **options)
+
+  @jax.jit
+  def decode(params):
+    t5, generation_config = T5(config), GenerationConfig(**options)
+    apply = functools.partial(t5.apply, {'params': params})
+    encoded = apply(inputs * mask, mask.astype(np.float32), method='encode')
+    memory, cache = apply(encoded, 6, generation_config.max_length, method='start_decoding')
+    step = functools.partial(apply, memory=memory, method='decode_step')
+    return generation.generate(step, cache, 6, generation_config)
+
+  expected = padded(expected, options['max_length'])
+  assert len(np.unique(expected, axis=0)) >= 4  # else the comparison says little
+  np.testing.assert_array_equal(decode(params), expected)
