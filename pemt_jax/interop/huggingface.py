@@ -8,13 +8,14 @@ import json
 import pathlib
 from typing import Any
 
-from flax import traverse_util
 import numpy as np
 
+from pemt_jax import trees
 from pemt_jax.interop import files
 from pemt_jax.interop import names
 from pemt_jax.models import t5_config
 from pemt_jax.models.t5_config import T5Config
+from pemt_jax.trees import Tree
 
 # Rows of the tables: foreign name, path below the stack or block, foreign shape (attributes of
 # T5Config), transposed. Sub-layers of a block are numbered; the feed-forward is the last.
@@ -87,7 +88,7 @@ def _weight(
 
 
 def load_t5(
-    path_or_id: str | pathlib.Path, *, dtype: Any = None) -> tuple[T5Config, names.Tree]:
+    path_or_id: str | pathlib.Path, *, dtype: Any = None) -> tuple[T5Config, Tree]:
   """Loads a T5 from a folder or from the hub; safetensors do not need torch.
 
   Args:
@@ -118,7 +119,7 @@ def _head_repeats_embedding(config: T5Config, config_file: pathlib.Path) -> bool
 
 
 def save_t5(
-    folder: str | pathlib.Path, config: T5Config, params: names.Tree, *, shards: int = 1,
+    folder: str | pathlib.Path, config: T5Config, params: Tree, *, shards: int = 1,
     torch_format: bool = False) -> None:
   """Writes config.json and weights that Hugging Face transformers loads.
 
@@ -135,7 +136,7 @@ def save_t5(
   folder = pathlib.Path(folder)
   table = t5_table(config)
   leaves = {path: np.asarray(leaf)
-            for path, leaf in traverse_util.flatten_dict(params, sep='/').items()}
+            for path, leaf in trees.flatten(params).items()}
   names.check_leaves(leaves, table, place='The parameter tree')
   sizes = {weight.name: int(np.prod(weight.shape)) * leaves[weight.path].itemsize
            for weight in table.weights}

@@ -7,12 +7,11 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from flax import traverse_util
 import numpy as np
 
+from pemt_jax import trees
 from pemt_jax.errors import UserError
-
-Tree = dict[str, Any]
+from pemt_jax.trees import Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +96,7 @@ def load(
       leaves[weight.path] = np.zeros(shapes[weight.path], dtype or value.dtype)
     _part(leaves[weight.path], weight)[...] = value
   _check_aliases(state, table, place_of)
-  return traverse_util.unflatten_dict(leaves, sep='/')
+  return trees.unflatten(leaves)
 
 
 def _part(leaf: np.ndarray, weight: Weight) -> np.ndarray:
@@ -150,7 +149,7 @@ def dump(
     UserError: a leaf that is missing (unless `partial`), not in the table, or of another shape.
   """
   leaves = {path: np.asarray(leaf)
-            for path, leaf in traverse_util.flatten_dict(dict(tree), sep='/').items()}
+            for path, leaf in trees.flatten(tree).items()}
   check_leaves(leaves, table, place=place, partial=partial)
   state = {weight.name: take(leaves, weight)
            for weight in table.weights if weight.path in leaves}
