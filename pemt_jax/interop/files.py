@@ -18,7 +18,8 @@ TORCH = 'pytorch_model.bin'
 TORCH_SUFFIXES = ('.bin', '.pt', '.pth')
 # Order of preference inside a model folder.
 _MODEL_FILES = (SAFETENSORS, f'{SAFETENSORS}.index.json', TORCH, f'{TORCH}.index.json')
-_BARE = ''
+# Name of the tensor in a torch file that holds no dict.
+BARE = ''
 
 
 class TensorFiles(Mapping[str, np.ndarray]):
@@ -174,7 +175,7 @@ def _read_torch(file: pathlib.Path) -> dict[str, np.ndarray]:
                     'executed; save the bare state_dict again, or use a safetensors file.'
                     ) from error
   if isinstance(loaded, torch.Tensor):
-    loaded = {_BARE: loaded}
+    loaded = {BARE: loaded}
   if not isinstance(loaded, Mapping):
     raise UserError(f"'{file}' holds a {type(loaded).__name__} instead of a state_dict; "
                     'save a dict of tensors.')
@@ -214,9 +215,11 @@ def write_tensors(path: str | pathlib.Path, tensors: Mapping[str, np.ndarray]) -
       save_file(arrays, temporary, metadata={'format': 'pt'})
   elif path.suffix in TORCH_SUFFIXES:
     torch = import_torch()
-    values = {name: _to_torch(value, torch) for name, value in tensors.items()}
+    # One array under several names stays one storage.
+    copies = {id(value): _to_torch(value, torch) for value in tensors.values()}
+    values = {name: copies[id(value)] for name, value in tensors.items()}
     with _replacing(path) as temporary:
-      torch.save(values[_BARE] if set(values) == {_BARE} else values, temporary)
+      torch.save(values[BARE] if set(values) == {BARE} else values, temporary)
   else:
     raise UserError(f"'{path}' has an unknown ending; "
                     f"weight files end with .safetensors, {', '.join(TORCH_SUFFIXES)}.")

@@ -158,6 +158,13 @@ def dump(
   return state
 
 
+def take_known(tree: Mapping[str, Any], table: Table) -> dict[str, np.ndarray]:
+  """Like `dump` of the part of `tree` that `table` names; other leaves may be there."""
+  wanted = table.leaf_shapes()
+  leaves = {path: leaf for path, leaf in trees.flatten(tree).items() if path in wanted}
+  return dump(trees.unflatten(leaves), table)
+
+
 def take(leaves: Mapping[str, np.ndarray], weight: Weight) -> np.ndarray:
   """Returns one foreign tensor out of flat leaves, contiguous."""
   return np.ascontiguousarray(_part(leaves[weight.path], weight))
