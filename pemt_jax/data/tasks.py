@@ -47,8 +47,8 @@ def get_task(name: str) -> Task:
 def _file_task(name: str) -> Task:
   title = name.removeprefix(FILE_PREFIX)
   return Task(
-      name=name, benchmark='file', template=_no_template, metrics=('accuracy',), few_shot_label=None,
-      description=f'Given the input text, the task is to {title}.', folders=(title,),
+      name=name, benchmark='file', template=_no_template, metrics=('accuracy',),
+      few_shot_label=None, description=f'Given the input text, the task is to {title}.', folders=(title,),
       splits={split: split for split in SPLITS})
 
 

@@ -1,4 +1,4 @@
-"""What a task states: where its rows are known by name, how a row becomes text, how it is scored."""
+"""What a task states: the names of its rows, how a row becomes text, how texts are scored."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import functools
 from pemt_jax.data import templates, templates_qa
 from pemt_jax.data.descriptions import DESCRIPTIONS
 from pemt_jax.data.tasks_base import Task
-from pemt_jax.data.templates import Row
+from pemt_jax.data.templates import Example, Row
 
 _DIGITS = ('0', '1', '2', '3', '4')
 _NATURAL = {'train': 'train', 'validation': 'validation', 'test': 'test'}
@@ -48,6 +48,12 @@ def _amazon_polarity() -> Task:
       template=templates.fields_to_label({'title': 'title', 'content': 'content'}, _DIGITS[:2]),
       description=DESCRIPTIONS['amazon_polarity'], label_words=_DIGITS[:2], splits=_NATURAL,
       hf=('amazon_polarity', None), folders=('amazon_polarity/plain_text', 'amazon_polarity'))
+
+
+def _snli_with_two_spaces(row: Row) -> list[Example]:
+  source = (f"premise: {templates.text_field(row, 'premise')} "
+            f"hypothesis:  {templates.text_field(row, 'hypothesis')}")
+  return [Example(source, str(templates.label_index(row, 'label', _DIGITS[:3])))]
 
 
 def _scitail_of_tfds(row: Row) -> Row:
@@ -91,8 +97,7 @@ TASKS = (
     _accuracy(
         name='snli', benchmark='snli', size='large', label_words=_DIGITS[:3], splits=_NATURAL,
         template=templates.skip_unlabelled(templates.fields_to_label(_PAIR, _DIGITS[:3])),
-        variants={'double_space': templates.fields_to_label(
-            {'premise': 'premise', 'hypothesis: ': 'hypothesis'}, _DIGITS[:3])},
+        variants={'two_spaces_before_hypothesis': _snli_with_two_spaces},
         description=DESCRIPTIONS['snli'], hf=('snli', None), tfds='snli',
         folders=('snli/plain_text', 'snli')),
     _accuracy(

@@ -11,7 +11,8 @@ def _mrqa(name: str, config: str, tfds: str, folders: tuple[str, ...] = ()) -> T
   return Task(
       name=name, benchmark='mrqa', template=templates_qa.reading, metrics=('squad',),
       description=DESCRIPTIONS[name], size='large', few_shot_label=None, hf=('tau/mrqa', config),
-      tfds=f'mrqa/{tfds}', folders=(f'mrqa/{name}', *folders), aliases=() if config == name else (config,))
+      tfds=f'mrqa/{tfds}', folders=(f'mrqa/{name}', *folders),
+      aliases=() if config == name else (config,))
 
 
 def _drop() -> Task:

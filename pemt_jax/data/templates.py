@@ -1,7 +1,7 @@
 """Turns one row of a data set into text-to-text examples.
 
-A template is a pure function `row -> list[Example]`. It reads fields verbatim, joins them with their
-names, and writes the label as a word. A row that a template cannot read raises `RowError`; the
+A template is a pure function `row -> list[Example]`. It reads fields verbatim, joins them with
+their names, and writes the label as a word. A row that a template cannot read raises `RowError`; the
 caller adds the file and line.
 """
 
@@ -92,13 +92,13 @@ def label_index(row: Row, name: str, words: Sequence[str]) -> int:
     return list(words).index(value)
   number = _as_integer(value)
   if number == UNLABELLED:
-    raise RowError(f"field '{name}' has value -1, which marks a row without a label; choose a split "
-                   'that has labels or remove the row')
+    raise RowError(f"field '{name}' has value -1, which marks a row without a label; choose a "
+                   'split that has labels or remove the row')
   if number is None or not 0 <= number < len(words):
     shown = f"'{value}'" if isinstance(value, str) else value
     named = '' if words[0].isdigit() else f" ({', '.join(words)})"
-    raise RowError(f"field '{name}' has value {shown}, which is not among 0..{len(words) - 1}{named}; "
-                   'fix the row or remove it')
+    raise RowError(f"field '{name}' has value {shown}, which is not among "
+                   f'0..{len(words) - 1}{named}; fix the row or remove it')
   return number
 
 
@@ -193,7 +193,8 @@ def multirc(words: Sequence[str]) -> Template:
     if not isinstance(index, Mapping) or 'question' not in index:
       raise RowError("field 'idx' does not name the question of the answer, as in "
                      '{"paragraph": 0, "question": 3, "answer": 7}; fix the row or remove it')
-    return [Example(' '.join(parts), words[label_index(row, 'label', words)], {'group': index['question']})]
+    target = words[label_index(row, 'label', words)]
+    return [Example(' '.join(parts), target, {'group': index['question']})]
   return template
 
 

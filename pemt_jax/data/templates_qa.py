@@ -40,8 +40,8 @@ def _text_list(row: Row, name: str) -> list[str]:
 def reading(row: Row) -> list[Example]:
   """Makes extractive question answering examples; question, context and answer get padded marks.
 
-  The answer is field `answer`, or the first of `answers` (list or `{'text': [...]}`). The context is
-  text, or the `{'title': [...], 'sentences': [[...], ...]}` of HotpotQA, whose paragraphs are joined.
+  The answer is field `answer`, or the first of `answers` (list or `{'text': [...]}`). The context
+  is text, or HotpotQA's `{'title': [...], 'sentences': [[...], ...]}`, whose paragraphs are joined.
   """
   source = (f"question: {pad_punctuation(text_field(row, 'question'))} "
             f'context: {pad_punctuation(_context(row))}')
@@ -106,7 +106,7 @@ def two_solutions(show: Callable[[str], str]) -> Template:
 
 
 def social_choices(show: Callable[[str], str]) -> Template:
-  """Makes `question: {} context: {} || choice0: {} || ...` -> 0 to 2 (Social IQa; labels 1 to 3)."""
+  """Makes `question: {} context: {} || choice0: {} ...` -> 0 to 2 (Social IQa; labels 1 to 3)."""
   def template(row: Row) -> list[Example]:
     choices = ' '.join(f'|| choice{i}: {show(text_field(row, name))}'
                        for i, name in enumerate(('answerA', 'answerB', 'answerC')))

@@ -1,0 +1,326 @@
+"""Loads the examples of a task's split: rows from a source, split rule, few-shot draw, template."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pemt_jax.data import sources, splits
+from pemt_jax.data.tasks import PLAYGROUND_PREFIX, get_task
+from pemt_jax.data.tasks_base import DEFAULT_TEMPLATE, SPLITS, Task
+from pemt_jax.data.templates import (
+    Example, Row, RowError, label_index, structured_field, text_field)
+from pemt_jax.errors import UserError
+
+SOURCES = ('local', 'hf', 'tfds', 'playground')
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Where rows come from and which of them make a split.
+
+  Attributes:
+    root: local folder with `<benchmark>/<task>/<split>.jsonl`, or TFDS data folder.
+    source: 'local', 'hf', 'tfds' or 'playground'.
+    split_rule: 'published', 'natural' or 'first_n_of_train'; see `splits.plan_split`.
+    validation_rows: rows cut out of train where a rule cuts train.
+    data_seed: seed of split permutations and row limits.
+    few_shot: train rows for each label value (in all, for tasks without labels); None takes all.
+    few_shot_seed: seed of the few-shot draw; None takes `data_seed`.
+    few_shot_exclude_validation: never draw rows that serve as validation rows; the published draw
+      may take them.
+    few_shot_give_up_after: end the draw after this many rows without a new label value (published:
+      1000); None looks at all rows.
+    max_train_rows: row limits, applied after the permutation; None keeps all rows.
+    max_validation_rows: see `max_train_rows`.
+    max_test_rows: see `max_train_rows`.
+    task_row_limits: apply the row limits a task itself states where none is given (Yelp: 100000).
+    template: name of the template; see `Task.variants`.
+    files: split -> file with the task's fields or the columns `source` and `target`.
+    split_names: split -> data set split to read in place of the task's own.
+    per_task: task name -> fields of this class that differ for that task.
+  """
+
+  root: str | None = None
+  source: str = 'local'
+  split_rule: str = 'published'
+  validation_rows: int = 1000
+  data_seed: int = 42
+  few_shot: int | None = None
+  few_shot_seed: int | None = None
+  few_shot_exclude_validation: bool = True
+  few_shot_give_up_after: int | None = None
+  max_train_rows: int | None = None
+  max_validation_rows: int | None = None
+  max_test_rows: int | None = None
+  task_row_limits: bool = True
+  template: str = DEFAULT_TEMPLATE
+  files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  split_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  per_task: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    """Checks values.
+
+    Raises:
+      UserError: a value is out of range.
+    """
+    if self.source not in SOURCES:
+      raise UserError(f"data.source '{self.source}' is not known; choose one of "
+                      f"{', '.join(SOURCES)}.")
+    if self.split_rule not in splits.SPLIT_RULES:
+      raise UserError(f"data.split_rule '{self.split_rule}' is not known; choose one of "
+                      f"{', '.join(splits.SPLIT_RULES)}.")
+    for name in ('validation_rows', 'few_shot', 'max_train_rows', 'max_validation_rows',
+                 'max_test_rows', 'few_shot_give_up_after'):
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise UserError(f'data.{name} is {value}; give a number of at least 1.')
+    for name in ('files', 'split_names'):
+      for split in getattr(self, name):
+        _require_split(split, f'data.{name}')
+
+  @classmethod
+  def from_mapping(cls, values: Mapping[str, Any]) -> DataConfig:
+    """Makes a config out of a mapping (a ConfigDict too).
+
+    Raises:
+      UserError: unknown key.
+    """
+    known = {field.name for field in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+      raise UserError(f"data.{unknown[0]} is not a config key; the keys are "
+                      f"{', '.join(sorted(known))}.")
+    return cls(**{key: values[key] for key in values})
+
+  def for_task(self, name: str) -> DataConfig:
+    """Returns the config with the differences of task `name` applied."""
+    canonical = get_task(name).name
+    changes = [changes for key, changes in self.per_task.items() if get_task(key).name == canonical]
+    own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    for change in changes:
+      own.update({key: change[key] for key in change})
+    return type(self).from_mapping({**own, 'per_task': {}})
+
+  def row_limit(self, task: Task, split: str) -> int | None:
+    """Returns the row limit of a split, or None."""
+    given = getattr(self, f'max_{split}_rows')
+    stated = task.fixed_row_limits.get(split) if self.task_row_limits else None
+    return stated if given is None else given
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskData:
+  """Examples of one split.
+
+  Attributes:
+    task: the task.
+    split: 'train', 'validation' or 'test'.
+    examples: text-to-text examples in training or scoring order.
+    provenance: how they came about: rule, files, counts, seeds; plain JSON values.
+  """
+
+  task: Task
+  split: str
+  examples: Sequence[Example]
+  provenance: Mapping[str, Any]
+
+
+def load_task(name: str, split: str, config: DataConfig) -> TaskData:
+  """Loads one split of a task.
+
+  Args:
+    name: task name or alias.
+    split: 'train', 'validation' or 'test'.
+    config: see `DataConfig`.
+
+  Raises:
+    UserError: unknown task or split, rows that cannot be found, an empty split, a bad row.
+  """
+  return _Loader(name, config).load(split)
+
+
+def load_all_splits(name: str, config: DataConfig,
+                    wanted: Sequence[str] = SPLITS) -> dict[str, TaskData]:
+  """Loads several splits of a task; rows that two of them share are read once.
+
+  Raises:
+    UserError: see `load_task`.
+  """
+  loader = _Loader(name, config)
+  return {split: loader.load(split) for split in wanted}
+
+
+def _require_split(split: str, place: str) -> None:
+  if split not in SPLITS:
+    raise UserError(f"{place} names split '{split}'; choose one of {', '.join(SPLITS)}.")
+
+
+class _Loader:
+  """Reads the splits of one task and keeps the tables it has read."""
+
+  def __init__(self, name: str, config: DataConfig):
+    self.task = get_task(name)
+    self.config = config.for_task(name)
+    self.template = self.task.template_named(self.config.template)
+    self.playground = self.task.name.startswith(PLAYGROUND_PREFIX)
+    if self.config.source == 'playground' and not self.playground:
+      raise UserError(f"task '{self.task.name}' is not part of the playground; choose a name that "
+                      f"starts with {PLAYGROUND_PREFIX}, or another data.source.")
+    self._tables: dict[tuple[bool, str], sources.RowTable] = {}
+
+  def load(self, split: str) -> TaskData:
+    """Loads one split; see `load_task`."""
+    _require_split(split, 'the run')
+    config = self.config
+    plan = self._plan(split)
+    table = self._table(split, plan.read)
+    self._require_rows(split, plan, table)
+    indices = splits.split_indices(plan, len(table.rows), config.data_seed)
+    shots = config.few_shot if split == 'train' else None
+    if shots is not None:
+      indices = self._few_shot(plan, table)
+    limit = config.row_limit(self.task, split)
+    indices = splits.limit_indices(indices, plan, limit, config.data_seed)
+    examples = [example for index in indices for example in self._examples(table, int(index))]
+    if not examples:
+      raise UserError(f"split '{split}' of task '{self.task.name}' has no example left out of "
+                      f'{len(table.rows)} rows of {table.origin}; give it rows with labels.')
+    return TaskData(self.task, split, examples, {
+        'task': self.task.name, 'split': split, 'source': self._source(split),
+        'rule': self._rule(split), 'part': plan.part, 'files': [table.origin],
+        'rows_read': len(table.rows), 'rows_chosen': len(indices), 'examples': len(examples),
+        'data_seed': config.data_seed, 'few_shot': shots, 'row_limit': limit,
+        'few_shot_seed': None if shots is None else self._few_shot_seed(),
+        'template': config.template, 'notes': self._notes(split, plan, shots)})
+
+  def _plan(self, split: str) -> splits.SplitPlan:
+    config, rule = self.config, self._rule(split)
+    if rule == 'file':
+      return splits.SplitPlan(split, 'all', config.validation_rows)
+    plan = splits.plan_split(self.task, split, rule, config.validation_rows)
+    base = {'all': split, 'head': 'train', 'rest': 'train'}.get(plan.part, 'validation')
+    own = self.task.tfds_splits if config.source == 'tfds' else {}
+    read = 'train' if self._from_file(split) else config.split_names.get(
+        base, own.get(base, plan.read))
+    return dataclasses.replace(plan, read=read)
+
+  def _rule(self, split: str) -> str:
+    """Returns the rule that is applied: a given file stands as it is, unless train is to be cut."""
+    if split in self.config.files and not (split == 'train' and self._cuts_given_train()):
+      return 'file'
+    published = self.config.split_rule == 'published'
+    return 'natural' if self.playground and published else self.config.split_rule
+
+  def _cuts_given_train(self) -> bool:
+    files = self.config.files
+    return (self.config.split_rule == 'first_n_of_train' and 'train' in files
+            and 'validation' not in files)
+
+  def _from_file(self, split: str) -> bool:
+    return split in self.config.files or (split == 'validation' and self._cuts_given_train())
+
+  def _table(self, split: str, read: str) -> sources.RowTable:
+    key = (self._from_file(split), read)
+    if key not in self._tables:
+      self._tables[key] = self._read(*key)
+    return self._tables[key]
+
+  def _read(self, from_file: bool, read: str) -> sources.RowTable:
+    config, task = self.config, self.task
+    if from_file:
+      return sources.read_file(config.files[read])
+    if self.playground:
+      from pemt_jax.data import playground
+      rows = playground.rows(task.name, read, config.data_seed)
+      return sources.RowTable(rows, f'{task.name}, split {read}')
+    if config.source == 'hf':
+      return sources.read_hf(task, read)
+    if config.source == 'tfds':
+      return sources.read_tfds(task, read, config.root)
+    return sources.read_local(task, read, config.root)
+
+  def _source(self, split: str) -> str:
+    if self._from_file(split):
+      return 'file'
+    return 'playground' if self.playground else self.config.source
+
+  def _require_rows(self, split: str, plan: splits.SplitPlan, table: sources.RowTable) -> None:
+    count = len(table.rows)
+    if not count:
+      raise UserError(f"split '{split}' of task '{self.task.name}' has no rows in {table.origin}; "
+                      'fill it or choose another data.split_rule.')
+    if plan.part in ('head', 'rest') and count <= plan.validation_rows:
+      raise UserError(f"task '{self.task.name}': split rule '{self._rule(split)}' takes "
+                      f'{plan.validation_rows} validation rows out of the {count} rows of '
+                      f'{table.origin}; lower data.validation_rows or set '
+                      "data.split_rule='natural'.")
+    if plan.part in ('first_half', 'second_half') and count < 2:
+      raise UserError(f"task '{self.task.name}': split rule '{self._rule(split)}' halves "
+                      f"{table.origin}, which has one row; set data.split_rule='natural'.")
+
+  def _few_shot_seed(self) -> int:
+    given = self.config.few_shot_seed
+    return self.config.data_seed if given is None else given
+
+  def _few_shot(self, plan: splits.SplitPlan, table: sources.RowTable) -> np.ndarray:
+    count, config = len(table.rows), self.config
+    barred: Sequence[int] = ()
+    if plan.part == 'rest' and config.few_shot_exclude_validation:
+      head = dataclasses.replace(plan, part='head')
+      barred = splits.split_indices(head, count, config.data_seed)
+    drawn = splits.few_shot_indices(
+        self._labels(table), count, config.few_shot, self._few_shot_seed(), barred,
+        config.few_shot_give_up_after)
+    return np.asarray(drawn, np.int64)
+
+  def _labels(self, table: sources.RowTable) -> list[Any] | None:
+    field = self.task.few_shot_label
+    if field is None:
+      return None
+    labels = []
+    for i, row in enumerate(table.rows):
+      name = 'target' if _is_text_pair(row) else field
+      if row.get(name) is None:
+        raise UserError(f"{table.place(i)}: field '{name}' is missing; fix the row or remove it.")
+      labels.append(row[name])
+    return labels
+
+  def _examples(self, table: sources.RowTable, index: int) -> list[Example]:
+    row = table.rows[index]
+    try:
+      if _is_text_pair(row):
+        return [_text_pair(self.task, row)]
+      return self.template(row)
+    except RowError as error:
+      raise UserError(f"{table.place(index)}: {error}.") from error
+
+  def _notes(self, split: str, plan: splits.SplitPlan, shots: int | None) -> list[str]:
+    notes = []
+    if plan.part == 'rest' and shots is not None and not self.config.few_shot_exclude_validation:
+      notes.append('few-shot rows may be validation rows')
+    if split != 'train' and plan.part == 'all':
+      other = 'validation' if split == 'test' else 'test'
+      twin = self._plan(other)
+      same_table = (twin.read, self._from_file(other)) == (plan.read, self._from_file(split))
+      if twin.part == 'all' and same_table:
+        notes.append('validation and test hold the same rows')
+    return notes
+
+
+def _is_text_pair(row: Row) -> bool:
+  return 'source' in row and 'target' in row
+
+
+def _text_pair(task: Task, row: Row) -> Example:
+  """Returns the example of a row that already has the columns `source` and `target`."""
+  target = text_field(row, 'target')
+  if task.label_words:
+    target = task.label_words[label_index(row, 'target', task.label_words)]
+  extra = {name: structured_field(row, name) for name in row
+           if name not in ('source', 'target') and row[name] is not None}
+  return Example(text_field(row, 'source'), target, extra)
