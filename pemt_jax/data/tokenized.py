@@ -238,7 +238,7 @@ def _read_arrays(
   if not path.is_file():
     return None
   try:
-    with np.load(path, allow_pickle=False) as stored:
+    with open(path, 'rb') as file, np.load(file, allow_pickle=False) as stored:
       arrays = {name: stored[name] for name in stored.files}
     return arrays if str(arrays.pop('key')) == key and sound(arrays) else None
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

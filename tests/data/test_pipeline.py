@@ -62,6 +62,8 @@ def test_each_epoch_covers_each_example_once(data, rows, processes, settings):
     assert len(batches[0]) == -(-len(data) // (rows * processes))
     ids = np.concatenate([b['example_ids'] for part in batches for b in part])
     assert sorted(ids[ids >= 0].tolist()) == list(range(len(data)))
+    before_last = np.concatenate([b['example_ids'] for part in batches for b in part[:-1]] or [ids])
+    assert len(batches[0]) == 1 or before_last.min() >= 0  # fillers complete the last batch alone
     shapes = [[(b['inputs'].shape, b['targets'].shape) for b in part] for part in batches]
     assert all(part == shapes[0] for part in shapes)  # all processes agree on shapes
 
@@ -305,6 +307,7 @@ def test_cache_key_tells_texts_limits_and_tokenizers_apart(words, tmp_path):
       ((EXAMPLES, words), {'max_source_length': 4}), ((EXAMPLES, words), {'max_target_length': 4}),
       ((swapped, words), {}), ((swapped[::-1], words), {})]]
   assert len(set(keys)) == len(keys)
+  assert tokenized.digest('ab', 'c') != tokenized.digest('a', 'bc')
 
 
 def test_unwritable_cache_is_one_sentence(words, tmp_path):
