@@ -8,10 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from pemt_jax.models.sites import Aux, Plan
 from pemt_jax.models.t5 import T5
-from pemt_jax.trees import Tree, merge
+from pemt_jax.trees import Tree, flatten, merge, unflatten
 
 Metrics = dict[str, jax.Array]
 Auxiliary = Callable[[Aux, jax.Array], tuple[jax.Array, Metrics]]
@@ -82,3 +83,37 @@ def make_loss(model: T5, method: Method) -> Callable[..., tuple[jax.Array, Metri
     return cross_entropy + extra, metrics
 
   return loss_fn
+
+
+def example_batch(batch: int = 1, length: int = 2) -> tuple[jax.Array, ...]:
+  """Smallest arguments of a backbone's call: inputs, mask, decoder inputs, mask."""
+  tokens, mask = jnp.ones((batch, length), jnp.int32), jnp.ones((batch, length), jnp.float32)
+  return tokens, mask, tokens, mask
+
+
+def boxed_shapes(model: T5) -> Tree:
+  """Shapes and logical axes of all variables, without taking memory."""
+  return jax.eval_shape(model.init, jax.random.key(0), *example_batch())
+
+
+def init_variables(model: T5, key: jax.Array, omit: Tree | None = None) -> tuple[Tree, Tree]:
+  """Initialises the variables of a model.
+
+  Args:
+    model: backbone with its plan.
+    key: random key.
+    omit: tree whose leaves need no initial value (a loaded backbone); they take no memory.
+
+  Returns:
+    (params, constants), nested dicts of arrays.
+  """
+  known = set(flatten(omit or {}))
+
+  def init(key):
+    variables = nn.meta.unbox(model.init(key, *example_batch()))
+    params = {path: leaf for path, leaf in flatten(variables['params']).items()
+              if path not in known}
+    return params, variables.get('constants', {})
+
+  params, constants = jax.jit(init)(key)
+  return unflatten(params), constants

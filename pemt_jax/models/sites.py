@@ -158,11 +158,13 @@ class Plan:
           raise UserError(
               f"plan rule '{rule.name}' names layer {layer} of '{stack}', which has"
               f' {depths.get(stack, 0)} layers; change the layers of the rule.')
-    for path in sites:
-      names = [rule.name for rule in self.at(path)]
-      if len(names) != len(set(names)):
-        raise UserError(f"two plan rules at site '{path}' share a name: {', '.join(names)};"
-                        ' rename one of them.')
+    for stack, depth in depths.items():
+      for plan in (self.for_layer(stack, layer) for layer in range(depth)):
+        for path in fnmatch.filter(sites, f'{stack}/*'):
+          names = [rule.name for rule in plan.at(path)]
+          if len(names) != len(set(names)):
+            raise UserError(f"two plan rules at site '{path}' share a name: {', '.join(names)};"
+                            ' rename one of them.')
 
 
 def call_site(plan: Plan, site: Site, base: Base, x: Any,

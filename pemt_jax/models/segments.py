@@ -1,0 +1,73 @@
+"""Canonical and segmented parameter trees.
+
+Stored trees are canonical: every leaf of a stack's layers lies below `layers` with one leading
+[layer] axis, whichever layers have it. A plan that differs between layers cuts a stack into
+segments `layers_<start>_<stop>`, each scanned by itself. Trees are cut once, when they are loaded.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax.numpy as jnp
+
+from pemt_jax.errors import UserError
+from pemt_jax.trees import Tree, flatten, unflatten
+
+_SEGMENT = re.compile(r'layers_(\d+)_(\d+)')
+
+
+def _canonical(path: str) -> tuple[str, int]:
+  """Returns the canonical path and the first layer of its segment (-1 if not segmented)."""
+  match = _SEGMENT.search(path)
+  if match is None:
+    return path, -1
+  return path[:match.start()] + 'layers' + path[match.end():], int(match.group(1))
+
+
+def _parts(flat: dict[str, Any]) -> dict[str, list[str]]:
+  """Maps canonical paths to segmented paths in the order of layers."""
+  parts: dict[str, list[tuple[int, str]]] = {}
+  for path in flat:
+    name, start = _canonical(path)
+    parts.setdefault(name, []).append((start, path))
+  return {name: [path for _, path in sorted(found)] for name, found in parts.items()}
+
+
+def join(tree: Tree) -> Tree:
+  """Segmented tree -> canonical tree; a canonical tree stays as it is."""
+  flat = flatten(tree)
+  joined = {}
+  for name, paths in _parts(flat).items():
+    joined[name] = flat[paths[0]] if len(paths) == 1 else jnp.concatenate([flat[p] for p in paths])
+  return unflatten(joined)
+
+
+def cut(tree: Tree, template: Tree) -> Tree:
+  """Canonical tree -> the segments of `template`; paths that the template lacks are kept out.
+
+  Args:
+    tree: canonical tree; may hold only a part of the template's leaves.
+    template: segmented tree of arrays or shapes.
+
+  Raises:
+    UserError: the leading axis of a leaf is not the number of layers that have it.
+  """
+  flat, shapes = flatten(tree), flatten(template)
+  result = {}
+  for name, paths in _parts(shapes).items():
+    if name not in flat:
+      continue
+    if len(paths) == 1 and paths[0] == name:
+      result[name] = flat[name]
+      continue
+    sizes = [shapes[path].shape[0] for path in paths]
+    if flat[name].shape[0] != sum(sizes):
+      raise UserError(f"'{name}' holds {flat[name].shape[0]} layers, but the plan places it in"
+                      f' {sum(sizes)}; load it with the layers that it was trained with.')
+    start = 0
+    for path, size in zip(paths, sizes, strict=True):
+      result[path] = flat[name][start:start + size]
+      start += size
+  return unflatten(result)

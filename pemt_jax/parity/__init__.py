@@ -1,0 +1,1 @@
+"""Recomputes cases recorded from the original programs of the five systems."""

@@ -1,0 +1,160 @@
+"""PEMT cases: loss, logits, gates, gradients and greedy tokens from the original's state."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pemt_jax.interop import files, pemt_original
+from pemt_jax.interop.pemt_layout import PemtLayout
+from pemt_jax.methods import baselines, pemt
+from pemt_jax.methods.base import Method, make_loss, shift_right
+from pemt_jax.models import generation
+from pemt_jax.models.decoding import GenerationConfig
+from pemt_jax.models.layers import Compute
+from pemt_jax.models.t5 import T5
+from pemt_jax.trees import Tree, flatten, unflatten
+
+
+def method_of(layout: PemtLayout, options: dict[str, Any]) -> Method:
+  """Returns the method that a case ran, with the published behaviours.
+
+  Args:
+    layout: parts of the case's state.
+    options: `method_config` of the case.
+  """
+  config = layout.backbone
+  if layout.expert_form is None:
+    return baselines.full(baselines.FullOptions(), config, 0)
+  scaling = options.get('lora_scaling')
+  if scaling is None and 'lora_alpha' in options:
+    scaling = options['lora_alpha'] / options['lora_r']
+  scaling = 1.0 if scaling is None else float(scaling)
+  activation = options.get('non_linearity', 'gelu_new')
+  norms = bool(options.get('unfreeze_layer_norms', layout.has_target_adapter))
+  single = len(layout.sources) == 1
+  if single and not layout.has_target_adapter:
+    stage1 = pemt.Stage1Options(
+        expert=layout.expert_form, rank=max(layout.expert_width, 1),
+        alpha=scaling * max(layout.expert_width, 1),
+        reduction=max(config.mlp // max(layout.expert_width, 1), 1), activation=activation,
+        prompt=layout.prompt_length > 0, tune_norms=norms)
+    return pemt.stage1(stage1, config, layout.prompt_length)
+  stage2 = pemt.Stage2Options(
+      prompt=layout.prompt_length > 0, correlation=bool(layout.source_lengths),
+      target_adapter=layout.has_target_adapter,
+      reduction=config.embed // max(layout.target_width, 1), activation=activation,
+      adapter_pre_norm='pre' in layout.adapter_norms,
+      adapter_post_norm='post' in layout.adapter_norms, tune_adapter_norms=False,
+      encoder_layers=layout.encoder_adapter_layers, decoder_layers=layout.decoder_adapter_layers,
+      sparsity_weight=_weight(options), gate_temperature=options.get('gate_temperature', 1.0),
+      tune_norms=norms, mask_padding=False,
+      pool_without_prompt='first' if layout.expert_form == 'lora' else 'all')
+  bank = pemt.BankShape(layout.expert_form, len(layout.sources), layout.expert_width, scaling,
+                        activation, layout.source_lengths)
+  return pemt.stage2(stage2, config, layout.prompt_length, bank)
+
+
+def _weight(options: dict[str, Any]) -> float:
+  weight = options.get('imbalance_loss_weight', 0.1)
+  return float(weight) if isinstance(weight, (int, float)) else 0.0
+
+
+def read_batch(inputs: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+  """Original inputs (labels with -100 for padding) -> a batch."""
+  labels = inputs['labels']
+  return {
+      'inputs': jnp.asarray(inputs['input_ids'], jnp.int32),
+      'inputs_mask': jnp.asarray(inputs['attention_mask'], jnp.float32),
+      'targets': jnp.asarray(np.where(labels < 0, 0, labels), jnp.int32),
+      'targets_mask': jnp.asarray(labels >= 0, jnp.float32)}
+
+
+def compute(case_dir: pathlib.Path, run: Compute = Compute()) -> dict[str, np.ndarray]:
+  """Computes every array that a model case names.
+
+  Args:
+    case_dir: folder with case.json, state.safetensors and inputs.npz.
+    run: how to compute.
+
+  Returns:
+    name -> array, under the original's names.
+  """
+  case = json.loads((case_dir / 'case.json').read_text())
+  layout = pemt_original.layout_from_case(case)
+  state = files.read_tensors(case_dir / 'state.safetensors')
+  variables = jax.tree.map(jnp.asarray, pemt_original.state_to_tree(state, layout))
+  with np.load(case_dir / 'inputs.npz') as inputs:
+    batch = read_batch(dict(inputs))
+  method = method_of(layout, case['method_config'])
+  model = T5(layout.backbone, method.plan, run)
+  wanted = case['arrays']
+  outputs = _forward(model, variables, batch)
+  tuned, frozen = _split(variables['params'], layout, wanted)
+  loss_fn = make_loss(model, method)
+  (loss, metrics), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(
+      tuned, frozen, variables['constants'], batch, None)
+  outputs |= {'loss': loss, 'ce_loss': metrics['cross_entropy_nats']}
+  outputs |= pemt_original.grads_to_named(grads, layout)
+  weights = [metrics[name] for name in sorted(metrics) if re.fullmatch(r'moe_weight_\d+', name)]
+  if weights:
+    order = sorted((n for n in metrics if n.startswith('moe_weight_')),
+                   key=lambda n: int(n.rsplit('_', 1)[1]))
+    outputs['moe_weight_metric'] = jnp.stack([metrics[name] for name in order])
+  if 'greedy_tokens' in wanted:
+    length = wanted['greedy_tokens']['shape'][1]
+    outputs['greedy_tokens'] = _greedy(model, variables, batch, length)
+  return {name: np.asarray(value).astype(wanted[name]['dtype'])
+          for name, value in outputs.items() if name in wanted}
+
+
+def _split(params: Tree, layout: PemtLayout, wanted: dict[str, Any]) -> tuple[Tree, Tree]:
+  """(tuned, frozen): tuned are the leaves of which the case names a gradient."""
+  paths = {path for path, names in pemt_original.names_of_paths(layout).items()
+           if any(f'grad/{name}' in wanted for name in names.values())}
+  flat = flatten(params)
+  pick = lambda inside: unflatten({p: v for p, v in flat.items() if (p in paths) == inside})
+  return pick(True), pick(False)
+
+
+def _forward(model: T5, variables: Tree, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  @jax.jit
+  def forward(variables, batch):
+    encoded = model.apply(variables, batch['inputs'], batch['inputs_mask'], method='encode')
+    decoder_inputs = shift_right(batch['targets'], model.config.start_id)
+    logits, aux = model.apply(variables, decoder_inputs, batch['targets_mask'], encoded,
+                              method='decode')
+    return encoded.states, logits, aux
+
+  states, logits, aux = forward(variables, batch)
+  outputs = {'logits': logits, 'encoder_last_hidden_state': states}
+  for short, stack in (('enc', 'encoder'), ('dec', 'decoder')):
+    for layer, gate in enumerate(aux.get(f'{stack}/mlp/wo/pemt/gate', ())):
+      outputs[f'{short}/{layer}/gate'] = gate[:, None, :]
+      outputs[f'{short}/{layer}/gate_dense'] = gate[:, None, :]
+    for layer, loss in enumerate(aux.get(f'{stack}/mlp/wo/pemt/misalignment', ())):
+      outputs[f'{short}/{layer}/imbalance_loss'] = loss
+  return outputs
+
+
+def _greedy(model: T5, variables: Tree, batch: dict[str, jax.Array], length: int) -> jax.Array:
+  config = model.config
+  options = GenerationConfig(max_length=length, start_id=config.start_id, eos_id=config.eos_id,
+                             pad_id=config.pad_id)
+
+  @jax.jit
+  def run(variables, inputs, mask):
+    encoded = model.apply(variables, inputs, mask, method='encode')
+    memory, cache = model.apply(variables, encoded, inputs.shape[0], length,
+                                method='start_decoding')
+    step = lambda tokens, position, cache: model.apply(
+        variables, tokens, position, cache, memory, method='decode_step')
+    return generation.greedy(step, cache, inputs.shape[0], options)
+
+  return run(variables, batch['inputs'], batch['inputs_mask'])
