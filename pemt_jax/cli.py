@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from absl import app
 from absl import flags
+from absl import logging
 from ml_collections import config_dict
 from ml_collections.config_flags import config_flags
 
@@ -27,6 +28,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
 
   A `UserError` raised by `main`, by a config file or by flag parsing is printed to stderr as one
   line and ends with exit code 2. Any other exception keeps its traceback, since it is a defect.
+  Libraries log warnings and errors only, unless `--verbosity` says otherwise.
 
   Args:
     main: function of the remaining arguments (the program name only); returns None or an exit code.
@@ -110,6 +112,8 @@ def _parse_or_exit(argv: Sequence[str]) -> list[str]:
 
 
 def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int | None:
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)
   try:
     return main(argv)
   except UserError as error:

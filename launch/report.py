@@ -1,0 +1,26 @@
+"""Writes the HTML report of a workdir: tables, plots, config and environment of its stages."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+from absl import flags
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from pemt_jax import cli
+from pemt_jax.reports import html
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run, or of several stages.',
+                              required=True)
+
+
+def main(argv: list[str]) -> None:
+  """Writes `<workdir>/report/index.html` and prints its path."""
+  del argv
+  print(f'Report: {html.write_report(WORKDIR.value)}')
+
+
+if __name__ == '__main__':
+  cli.run(main)
