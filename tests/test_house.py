@@ -20,9 +20,9 @@ REPO = pathlib.Path(__file__).resolve().parents[1]
 
 MODULE_LINES, FUNCTION_LINES, LINE_COLUMNS, ARGUMENTS, NESTING = 400, 60, 100, 8, 3
 
-# Upper rooms import lower ones. `errors` and `cli` stand outside.
-ROOMS = ('training', 'interop', 'methods', 'experts', 'deltas', 'models', 'data', 'evaluation',
-         'sharding', 'reports')
+# Upper rooms import lower ones; modules outside of the rooms (errors, cli, trees) import no room.
+ROOMS = ('parity', 'training', 'interop', 'methods', 'experts', 'deltas', 'models', 'evaluation',
+         'data', 'sharding', 'reports')
 CORE = ('methods', 'experts', 'deltas', 'models', 'sharding')
 CORE_OUTSIDERS = {'jax', 'jaxlib', 'flax', 'optax', 'numpy'}
 HEAVY = {'torch', 'transformers', 'datasets', 'tensorflow', 'tensorflow_datasets', 'matplotlib',
@@ -159,10 +159,11 @@ def _public(tree: ast.Module):
     if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith('_'):
       continue
     yield node, ''
-    for inner in node.body if isinstance(node, ast.ClassDef) else []:
-      if isinstance(inner, ast.FunctionDef) and not inner.name.startswith('_'):
-        if inner.name != 'setup':  # flax calls it; its class says what the module does
-          yield inner, f'{node.name}.'
+    methods = [inner for inner in node.body if isinstance(inner, ast.FunctionDef)]
+    for inner in methods if isinstance(node, ast.ClassDef) else []:
+      # flax calls `setup`; its class says what the module does.
+      if not inner.name.startswith('_') and inner.name != 'setup':
+        yield inner, f'{node.name}.'
 
 
 def _is_typed(node: ast.FunctionDef) -> bool:
@@ -274,6 +275,12 @@ def test_an_elif_chain_is_not_nesting():
   assert nesting(ast.parse(chain).body) == 1
 
 
+def test_every_package_has_its_place_among_the_rooms():
+  parts = [path.relative_to(REPO).parts for path in tracked('.py')]
+  found = {part[1] for part in parts if part[0] == 'pemt_jax' and len(part) > 2}
+  assert found <= set(ROOMS), f'no place in the order of imports: {found - set(ROOMS)}'
+
+
 def _names_in_core() -> list[str]:
   names = [_module_name(path.relative_to(REPO)) for path in tracked('.py')]
   names = [name.removesuffix('.__init__') for name in names]
@@ -340,8 +347,9 @@ def shell_lines(text: str) -> list[str]:
 
 
 def missing_in_line(line: str) -> list[str]:
-  """Files of the repository that a command line names and that do not exist, and unknown options."""
-  names = re.findall(r'(?<![\w./-])((?:launch|configs|benchmarks|docs|tests|\.ci)/[\w./-]*\w)', line)
+  """Files of the repository that a command line names and that are absent, and unknown options."""
+  folders = 'launch|configs|benchmarks|docs|tests|\\.ci'
+  names = re.findall(rf'(?<![\w./-])((?:{folders})/[\w./-]*\w)', line)
   missing = [name for name in names if not (REPO / name).exists()]
   script = re.search(r'\blaunch/\w+\.py\b', line)
   if not missing and script:
@@ -364,6 +372,7 @@ def test_documents_name_what_exists():
 
 
 def test_a_missing_file_in_a_document_is_found():
-  text = 'Text\n```bash\n# comment\npython launch/none.py --a=1 \\\n  --config=configs/none.py:x\n```\n'
+  text = ('Text\n```bash\n# comment\npython launch/none.py --a=1 \\\n'
+          '  --config=configs/none.py:x\n```\n')
   assert [missing_in_line(line) for line in shell_lines(text)] == [
       ['launch/none.py', 'configs/none.py']]

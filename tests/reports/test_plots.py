@@ -30,7 +30,8 @@ def test_target_source_matrix_is_the_mean_over_replicas_and_all_layers():
 
 def test_curves_are_sorted_by_metric_and_replica():
   lines = [{'step': 1, 'replica': 'a', 'loss': 3.0}, {'step': 1, 'replica': 'b', 'loss': 4.0},
-           {'step': 2, 'replica': 'a', 'loss': 2, 'note': 'text', 'flag': True}, {'step': 2, 'x': 0}]
+           {'step': 2, 'replica': 'a', 'loss': 2, 'note': 'text', 'flag': True},
+           {'step': 2, 'x': 0}]
   curves = plots.curves_of(lines)
   assert set(curves) == {'loss', 'x'} and set(curves['x']) == {''}
   np.testing.assert_array_equal(curves['loss']['a'], [[1, 3], [2, 2]])
