@@ -195,12 +195,23 @@ def _to_numpy(tensor: Any, torch: Any) -> np.ndarray:
   return tensor.numpy()
 
 
-def write_tensors(path: str | pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
+def read_metadata(path: str | pathlib.Path) -> dict[str, str]:
+  """Returns the text entries in the header of a safetensors file."""
+  import safetensors
+
+  with safetensors.safe_open(str(path), framework='np') as file:
+    return dict(file.metadata() or {})
+
+
+def write_tensors(
+    path: str | pathlib.Path, tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] | None = None) -> None:
   """Writes one weight file; the ending chooses the format. Replaces the file at once or not at all.
 
   Args:
     path: `*.safetensors`, or a torch file (`.bin`, `.pt`, `.pth`; needs torch). The folder is made.
     tensors: name -> array; the single name '' in a torch file writes a bare tensor.
+    metadata: text entries for the header of a safetensors file.
 
   Raises:
     UserError: unknown ending, or a torch file without torch installed.
@@ -212,7 +223,7 @@ def write_tensors(path: str | pathlib.Path, tensors: Mapping[str, np.ndarray]) -
     with _replacing(path) as temporary:
       arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
       # Readers built on torch look for this entry.
-      save_file(arrays, temporary, metadata={'format': 'pt'})
+      save_file(arrays, temporary, metadata={'format': 'pt', **(metadata or {})})
   elif path.suffix in TORCH_SUFFIXES:
     torch = import_torch()
     # One array under several names stays one storage.

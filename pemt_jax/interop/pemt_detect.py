@@ -228,7 +228,8 @@ def _tree_experts(leaves: Shapes) -> tuple[str | None, int, int]:
   for form, pattern in (('lora', r'/wo/lora/down$'), ('adapter', r'/wo/ffout/down/kernel$')):
     if _tree_size(leaves, pattern):
       return form, _tree_size(leaves, pattern), 1
-  return None, 0, 0
+  # What stage 2 tunes, without the bank it tunes on: only the count shows.
+  return None, 0, _tree_size(leaves, r'/pemt/gate/kernel$')
 
 
 def _tree_source_lengths(leaves: Shapes, masks: Mapping[str, Any]) -> tuple[int, ...]:

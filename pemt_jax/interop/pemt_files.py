@@ -21,6 +21,9 @@ LORA, ADAPTER, PROMPT, TUNED_PROMPT = 'lora', 'adapter', 'task_embedding', 'pref
 _ENDINGS = ('.pt', '.safetensors')
 _WITHOUT_BACKBONE = tuple(part for part in pemt_original.PARTS if part != 'backbone')
 _ADAPTERS = ('target_adapter', 'attention_adapter')
+# Parts of a checkpoint that these folders have a place for.
+STAGE1_PARTS = ('experts', 'attention_lora', *_ADAPTERS, 'prompt')
+STAGE2_PARTS = (*_ADAPTERS, 'prompt')
 
 Imported = tuple[PemtLayout, dict[str, Tree]]
 

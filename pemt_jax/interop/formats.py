@@ -1,0 +1,260 @@
+"""The table of checkpoint formats that `launch/convert.py` translates between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from pemt_jax import trees
+from pemt_jax.errors import UserError
+from pemt_jax.interop import files
+from pemt_jax.interop import huggingface
+from pemt_jax.interop import pemt_files
+from pemt_jax.interop import pemt_layout
+from pemt_jax.interop import pemt_original
+from pemt_jax.interop.pemt_layout import PemtLayout
+from pemt_jax.models import t5_config
+from pemt_jax.models.t5_config import T5Config
+from pemt_jax.trees import Tree
+
+_LAYOUT_KEY = 'layout'
+
+
+@dataclasses.dataclass(frozen=True)
+class Artefact:
+  """What every format can be read into.
+
+  Attributes:
+    params: backbone and deltas, or one of them.
+    constants: masks of padded prompts.
+    layout: which parts `params` has.
+    card: description of an expert of the library; empty for other formats.
+  """
+
+  params: Tree
+  constants: Tree
+  layout: PemtLayout
+  card: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What a file does not say, and how to write.
+
+  Attributes:
+    sources: 'task' or 'task=folder' of each expert in the order of the bank.
+    target: task of the target adapter.
+    backbone: T5 (folder, name or hub id) to put under the deltas; None leaves the input as it is.
+    weights: 'torch' or 'safetensors' files, where a format has both; '' means the format's own
+      habit (torch for the PEMT code's, safetensors for `hf_t5`).
+    shards: number of weight files, for `hf_t5`.
+  """
+
+  sources: tuple[str, ...] = ()
+  target: str | None = None
+  backbone: str | None = None
+  weights: str = ''
+  shards: int = 1
+
+  @property
+  def source_names(self) -> tuple[str, ...]:
+    """Tasks of the sources."""
+    return tuple(source.partition('=')[0] for source in self.sources)
+
+  def source_folders(self) -> dict[str, str]:
+    """Task -> folder.
+
+    Raises:
+      UserError: a source without a folder.
+    """
+    folders = {}
+    for source in self.sources:
+      name, _, folder = source.partition('=')
+      if not folder:
+        raise UserError(f"Source '{source}' names no folder; give --sources=TASK=FOLDER,...")
+      folders[name] = folder
+    return folders
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+  """One kind of checkpoint.
+
+  Attributes:
+    about: one line for the help text.
+    read: (path, options) -> artefact.
+    write: (path, artefact, options) -> paths of the leaves that it has written.
+  """
+
+  about: str
+  read: Callable[[pathlib.Path, Options], Artefact]
+  write: Callable[[pathlib.Path, Artefact, Options], set[str]]
+
+
+def convert(
+    source_kind: str, target_kind: str, source: str, target: str, options: Options) -> list[str]:
+  """Translates one checkpoint.
+
+  Args:
+    source_kind: key of `FORMATS`.
+    target_kind: key of `FORMATS`.
+    source: file or folder to read (for `hf_t5` also a name or hub id).
+    target: file or folder to write.
+    options: what the files do not say.
+
+  Returns:
+    Paths of arrays that the target format has no place for, in order.
+
+  Raises:
+    UserError: unknown kind, or whatever reader and writer find wrong.
+  """
+  for kind in (source_kind, target_kind):
+    if kind not in FORMATS:
+      raise UserError(f"Unknown format '{kind}'; known are {', '.join(FORMATS)}.")
+  artefact = FORMATS[source_kind].read(pathlib.Path(source), options)
+  if options.backbone is not None:
+    artefact = _on_backbone(artefact, options.backbone)
+  written = FORMATS[target_kind].write(pathlib.Path(target), artefact, options)
+  return [path for path in trees.flatten(artefact.params) if path not in written]
+
+
+def _on_backbone(artefact: Artefact, name: str) -> Artefact:
+  """Puts a T5 under deltas; norms that a stage has tuned win."""
+  config, params = huggingface.load_t5(name)
+  layout = artefact.layout
+  if layout.embed and (config.embed, config.encoder_layers) != (
+      layout.embed, layout.encoder_layers):
+    raise UserError(f"Backbone '{name}' has width {config.embed} and {config.encoder_layers} "
+                    f'encoder layers, the deltas {layout.embed} and {layout.encoder_layers}; '
+                    'give the backbone they were trained on.')
+  params = trees.merge(params, artefact.params)
+  return dataclasses.replace(
+      artefact, params=params,
+      layout=dataclasses.replace(layout, backbone=config, embed=config.embed, mlp=config.mlp,
+                                 encoder_layers=config.encoder_layers,
+                                 decoder_layers=config.decoder_layers))
+
+
+def _paths(layout: PemtLayout, parts: Sequence[str] | None = None) -> set[str]:
+  return set(pemt_original.table_of(layout, parts).leaf_shapes())
+
+
+def _plain_layout(config: T5Config) -> PemtLayout:
+  return PemtLayout(embed=config.embed, mlp=config.mlp, encoder_layers=config.encoder_layers,
+                    decoder_layers=config.decoder_layers, backbone=config)
+
+
+def _read_hf_t5(path: pathlib.Path, options: Options) -> Artefact:
+  del options
+  config, params = huggingface.load_t5(path)
+  return Artefact(params, {}, _plain_layout(config))
+
+
+def _write_hf_t5(path: pathlib.Path, artefact: Artefact, options: Options) -> set[str]:
+  config = artefact.layout.backbone
+  if config is None:
+    raise UserError('The input has no backbone, so it cannot be written as hf_t5; give --backbone.')
+  wanted = set(huggingface.t5_table(config).leaf_shapes())
+  leaves = {path: leaf for path, leaf in trees.flatten(artefact.params).items() if path in wanted}
+  huggingface.save_t5(path, config, trees.unflatten(leaves), shards=options.shards,
+                      torch_format=options.weights == 'torch')
+  return wanted
+
+
+def _ending(options: Options) -> str:
+  return '.safetensors' if options.weights == 'safetensors' else '.pt'
+
+
+def _imported(imported: pemt_files.Imported) -> Artefact:
+  layout, tree = imported
+  return Artefact(tree['params'], tree['constants'], layout)
+
+
+def _read_stage1(path: pathlib.Path, options: Options) -> Artefact:
+  return _imported(pemt_files.import_stage1(path, source=next(iter(options.source_names), None)))
+
+
+def _write_stage1(path: pathlib.Path, artefact: Artefact, options: Options) -> set[str]:
+  pemt_files.export_stage1(path, artefact.params, artefact.layout, ending=_ending(options))
+  return _paths(artefact.layout, pemt_files.STAGE1_PARTS)
+
+
+def _read_stage2(path: pathlib.Path, options: Options) -> Artefact:
+  return _imported(
+      pemt_files.import_stage2(path, options.source_folders(), target=options.target))
+
+
+def _write_stage2(path: pathlib.Path, artefact: Artefact, options: Options) -> set[str]:
+  pemt_files.export_stage2(path, artefact.params, artefact.layout, ending=_ending(options))
+  return _paths(artefact.layout, pemt_files.STAGE2_PARTS)
+
+
+def _read_checkpoint(path: pathlib.Path, options: Options) -> Artefact:
+  return _imported(pemt_files.import_checkpoint(
+      path, sources=options.source_names, target=options.target))
+
+
+def _write_checkpoint(path: pathlib.Path, artefact: Artefact, options: Options) -> set[str]:
+  gates = [path for path in _paths(artefact.layout, ['gates'])
+           if path not in trees.flatten(artefact.params)]
+  if gates:
+    raise UserError('The input has no gates (the small files of stage 2 do not keep them), so it '
+                    'cannot be written as pemt_checkpoint; convert a full checkpoint or an expert.')
+  pemt_files.export_checkpoint(
+      path, artefact.params, artefact.layout, torch_format=options.weights != 'safetensors')
+  return _paths(artefact.layout)
+
+
+def _read_tree(path: pathlib.Path, options: Options) -> Artefact:
+  state = files.read_tensors(path)
+  tree = trees.unflatten({name: state[name] for name in state})
+  unknown = set(tree) - {'params', 'constants'}
+  text = files.read_metadata(path).get(_LAYOUT_KEY)
+  if unknown or text is None:
+    raise UserError(f"'{path}' was not written by this converter (it has no layout in its header); "
+                    'name its kind with --from.')
+  layout = layout_from_json(text)
+  del options
+  return Artefact(tree.get('params', {}), tree.get('constants', {}), layout)
+
+
+def _write_tree(path: pathlib.Path, artefact: Artefact, options: Options) -> set[str]:
+  del options
+  if path.suffix != '.safetensors':
+    raise UserError(f"--output '{path}' must end with .safetensors for this format.")
+  leaves = trees.flatten({'params': artefact.params, 'constants': artefact.constants})
+  files.write_tensors(path, leaves, {_LAYOUT_KEY: layout_to_json(artefact.layout)})
+  return set(trees.flatten(artefact.params))
+
+
+def layout_to_json(layout: PemtLayout) -> str:
+  """Returns a layout as JSON, the backbone's config in Hugging Face's form."""
+  values = dataclasses.asdict(layout)
+  values['backbone'] = None if layout.backbone is None else t5_config.to_hf(layout.backbone)
+  return json.dumps(values, sort_keys=True)
+
+
+def layout_from_json(text: str) -> PemtLayout:
+  """Inverse of `layout_to_json`."""
+  values = json.loads(text)
+  values = {key: tuple(value) if isinstance(value, list) else value
+            for key, value in values.items()}
+  if values['backbone'] is not None:
+    values['backbone'] = t5_config.from_hf(values['backbone'], 'layout')
+  return pemt_layout.PemtLayout(**values)
+
+
+# Name of --from and --to -> format.
+FORMATS: Mapping[str, Format] = {
+    'hf_t5': Format('Hugging Face T5: folder, name or hub id', _read_hf_t5, _write_hf_t5),
+    'pemt_stage1': Format("folder with the PEMT code's lora or adapter file and task_embedding",
+                          _read_stage1, _write_stage1),
+    'pemt_stage2': Format("folder with the PEMT code's stage-2 adapter and task_embedding",
+                          _read_stage2, _write_stage2),
+    'pemt_checkpoint': Format('full checkpoint of the PEMT code: pytorch_model.bin or safetensors',
+                              _read_checkpoint, _write_checkpoint),
+    'safetensors': Format('one file with the tree under its own names', _read_tree, _write_tree),
+}
