@@ -19,7 +19,7 @@ is_new_enough() {
 
 find_python() {
   local candidate
-  for candidate in "${PEMT_PYTHON:-python3}" python3 python3.13 python3.12 python3.11 python3.14 python
+  for candidate in "${PEMT_PYTHON:-python3}" python3 python3.13 python3.12 python3.11 python3.14
   do
     if command -v "$candidate" >/dev/null && is_new_enough "$candidate"; then
       command -v "$candidate"
@@ -50,7 +50,7 @@ make_environment() {
   python=$(find_python)
   echo "Making .venv with $python." >&2
   "$python" -m venv --clear .venv ||
-    fail "$python could not make .venv; install its venv module (on Debian: apt install python3-venv)."
+    fail "$python could not make .venv; install its venv module (Debian: apt install python3-venv)."
 }
 
 # Prints the fingerprint of a requirement file in this environment.
@@ -58,34 +58,39 @@ fingerprint() {
   { .venv/bin/python -V; cat "$1"; } | cksum
 }
 
+# Prints the requirement file of an extra; the name `base` stands for requirements.txt.
+file_of() {
+  if [ "$1" = base ]; then
+    echo requirements.txt
+  else
+    echo "requirements-$1.txt"
+  fi
+}
+
 install() {
-  local name file stamp
-  local wanted=() arguments=()
+  local name file
+  local wanted=() files=() arguments=()
   for name in base "$@"; do
-    file=requirements-$name.txt
-    [ "$name" = base ] && file=requirements.txt
+    file=$(file_of "$name")
     [ -f "$file" ] || fail "Unknown extra '$name'; choose from dev, torch, gpu, tpu."
-    stamp=.venv/.installed-$name
-    if [ -e .venv/.installing ] || [ "$(cat "$stamp" 2>/dev/null)" != "$(fingerprint "$file")" ]
-    then
+    if [ "$(cat ".venv/.installed-$name" 2>/dev/null)" != "$(fingerprint "$file")" ]; then
       wanted+=("$name")
     fi
+    files+=("$file")
     arguments+=(-r "$file")
   done
-  if [ ${#wanted[@]} -eq 0 ]; then
+  if [ ! -e .venv/.installing ] && [ ${#wanted[@]} -eq 0 ]; then
     return
   fi
-  echo "Installing ${arguments[*]//-r/} into .venv (once; one to three minutes)." >&2
+  echo "Installing ${files[*]} into .venv (once; one to three minutes)." >&2
   if [ -e .venv/.installing ]; then
     remove_unfinished
   fi
   touch .venv/.installing
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input "${arguments[@]}" ||
-    fail "pip could not install ${arguments[*]//-r/}; see its message above and run the command again."
-  for name in "${wanted[@]}"; do
-    file=requirements-$name.txt
-    [ "$name" = base ] && file=requirements.txt
-    fingerprint "$file" >".venv/.installed-$name"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
+    "${arguments[@]}" || fail "pip could not install; read its message and run the command again."
+  for name in base "$@"; do
+    fingerprint "$(file_of "$name")" >".venv/.installed-$name"
   done
   rm -f .venv/.installing
 }
