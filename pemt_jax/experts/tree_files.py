@@ -1,0 +1,176 @@
+"""Trees of arrays as folders: an Orbax checkpoint and a list of names, written in one move."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from pemt_jax.errors import UserError
+
+MANIFEST = 'manifest.json'
+ARRAYS = 'arrays'
+Description = dict[str, dict[str, Any]]
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+  """Returns {'a/b/c': leaf} of any pytree; fields of named tuples and dataclasses are names too."""
+  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def storable_leaves(tree: Any) -> dict[str, Any]:
+  """Returns `named_leaves` without arrays of size zero, which Orbax refuses to store."""
+  return {name: leaf for name, leaf in named_leaves(tree).items() if np.size(leaf)}
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns nested dicts of {'a/b/c': leaf}."""
+  tree: dict[str, Any] = {}
+  for name, leaf in flat.items():
+    *parents, last = name.split('/')
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[last] = leaf
+  return tree
+
+
+def describe(tree: Any) -> Description:
+  """Returns {name: {'shape': [...], 'dtype': name}} of a tree of arrays or shapes."""
+  return {name: {'shape': list(np.shape(leaf)), 'dtype': str(np.dtype(leaf.dtype))}
+          for name, leaf in sorted(named_leaves(tree).items())}
+
+
+def check_description(found: Description, expected: Description, place: str | os.PathLike) -> None:
+  """Compares the names, shapes and types of a file with those of a program.
+
+  Raises:
+    UserError: a name is missing, unexpected or has another shape or type; it names the file, the
+      key, the expected and the found shape.
+  """
+  def show(entry):
+    return f"{entry['dtype']} {entry['shape']}"
+
+  remedy = 'use a checkpoint of the same config'
+  for name in sorted(set(found) | set(expected)):
+    if name not in found:
+      raise UserError(f"{place} has no '{name}', expected {show(expected[name])}; {remedy}.")
+    if name not in expected:
+      raise UserError(f"{place} has '{name}' ({show(found[name])}), which is not expected; "
+                      f'{remedy}.')
+    if found[name] != expected[name]:
+      raise UserError(f"{place} has '{name}' as {show(found[name])}, expected "
+                      f'{show(expected[name])}; {remedy}.')
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+  """Writes JSON in one move: a reader sees the old file or the new one."""
+  path = pathlib.Path(path)
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+  with open(temporary, 'w', encoding='utf-8') as file:
+    json.dump(value, file, indent=2, default=_plain)
+    file.write('\n')
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)
+
+
+def _plain(value: Any) -> Any:
+  """JSON form of NumPy and JAX values and paths."""
+  return value.tolist() if hasattr(value, 'tolist') else str(value)
+
+
+def read_json(path: str | os.PathLike) -> Any:
+  """Reads a JSON file.
+
+  Raises:
+    UserError: the file is absent or is not JSON.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise UserError(f'{path} does not exist; give the folder that holds {path.name}.')
+  try:
+    return json.loads(path.read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise UserError(f'{path} is not readable JSON ({error}); restore or remove it.') from error
+
+
+def replace_folder(temporary: pathlib.Path, folder: pathlib.Path) -> None:
+  """Moves a finished temporary folder to its place; an older folder there is removed after."""
+  old = folder.with_name(f'.{folder.name}.old.{os.getpid()}')
+  if folder.exists():
+    os.rename(folder, old)
+  os.rename(temporary, folder)
+  shutil.rmtree(old, ignore_errors=True)
+
+
+def temporary_folder(folder: pathlib.Path) -> pathlib.Path:
+  """Makes an empty folder beside `folder`, to fill and to move there by `replace_folder`."""
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  temporary = folder.with_name(f'.{folder.name}.tmp.{os.getpid()}')
+  shutil.rmtree(temporary, ignore_errors=True)
+  temporary.mkdir()
+  return temporary
+
+
+def write_arrays(folder: pathlib.Path, tree: Any) -> None:
+  """Writes a tree into an existing folder, not in one move."""
+  import orbax.checkpoint as ocp  # pylint: disable=g-import-not-at-top
+  flat = {name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+          for name, leaf in storable_leaves(tree).items()}
+  if flat:
+    with ocp.PyTreeCheckpointer() as checkpointer:
+      checkpointer.save((folder / ARRAYS).absolute(), nested(flat))
+  write_json(folder / MANIFEST, describe(tree))
+
+
+def write_tree(folder: str | os.PathLike, tree: Any) -> None:
+  """Writes a tree as a folder in one move; an existing folder of that name is replaced.
+
+  Args:
+    folder: target; its parents are made.
+    tree: pytree of arrays; names may not contain '/'.
+  """
+  folder = pathlib.Path(folder)
+  temporary = temporary_folder(folder)
+  write_arrays(temporary, tree)
+  replace_folder(temporary, folder)
+
+
+def read_tree(folder: str | os.PathLike, expected: Any = None) -> dict[str, Any]:
+  """Reads a folder of `write_tree` as nested dicts of NumPy arrays.
+
+  Args:
+    folder: what `write_tree` wrote.
+    expected: None, or a tree of arrays or shapes whose names, shapes and types must be those found.
+
+  Raises:
+    UserError: the folder is absent, unreadable or has other names, shapes or types.
+  """
+  import orbax.checkpoint as ocp  # pylint: disable=g-import-not-at-top
+  folder = pathlib.Path(folder)
+  description = read_json(folder / MANIFEST)
+  if expected is not None:
+    check_description(description, describe(expected), folder)
+  leaves = {name: np.zeros(entry['shape'], np.dtype(entry['dtype']))
+            for name, entry in description.items()}
+  stored = nested(storable_leaves(nested(leaves)))
+  if stored:
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
+    try:
+      with ocp.PyTreeCheckpointer() as checkpointer:
+        found = checkpointer.restore((folder / ARRAYS).absolute(), item=stored,
+                                     restore_args=as_numpy)
+    except Exception as error:  # Orbax raises many types for one cause: the files are damaged.
+      raise UserError(f'{folder} cannot be read ({type(error).__name__}); it is damaged, remove it '
+                      'or copy it again.') from error
+    leaves |= named_leaves(found)
+  check_description(describe(nested(leaves)), description, folder)
+  return nested(leaves)

@@ -1,0 +1,54 @@
+"""SIGTERM and SIGINT become a request to stop at the next step."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from typing import Any
+
+
+class RunInterrupted(SystemExit):
+  """A signal ended the run after its state was saved; the exit code is 128 + the signal.
+
+  Making one prints its message to stderr, since an exit with a code prints nothing.
+  """
+
+  def __init__(self, signal_number: int, message: str):
+    super().__init__(128 + signal_number)
+    self.message = message
+    print(message, file=sys.stderr)
+
+  def __str__(self) -> str:
+    return self.message
+
+
+class Interruption:
+  """Context in which the first SIGTERM or SIGINT only sets `signal_number`.
+
+  A second signal acts as usual. Outside of the main thread, where handlers cannot be set, nothing
+  is changed.
+  """
+
+  def __init__(self):
+    self.signal_number: int | None = None
+    self._previous: dict[int, Any] = {}
+
+  def __enter__(self) -> Interruption:
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._previous[number] = signal.signal(number, self._request)
+    return self
+
+  def _request(self, number: int, frame: Any) -> None:
+    del frame
+    self.signal_number = number
+    self._restore()
+
+  def _restore(self) -> None:
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+    self._previous = {}
+
+  def __exit__(self, *unused: Any) -> None:
+    self._restore()

@@ -1,0 +1,96 @@
+"""The one training loop: every stage of every method, any number of replicas."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from pemt_jax.experts import tree_files
+from pemt_jax.training import config as config_lib, display, records, run as run_lib
+from pemt_jax.training.experiment import Experiment, Replica
+from pemt_jax.training.interruption import Interruption, RunInterrupted
+
+
+@dataclasses.dataclass
+class TrainResult:
+  """What a run leaves.
+
+  Attributes:
+    replicas: all replicas of the experiment, in its order.
+    tuned: best tuned tree of each, leaves [replica, ...] (NumPy).
+    constants: method state that belongs to it, leaves [replica, ...] (NumPy).
+    results: {replica name: what result.json says of it}.
+    workdir: the folder of the run.
+  """
+
+  replicas: tuple[Replica, ...]
+  tuned: Any
+  constants: Any
+  results: dict[str, dict[str, Any]]
+  workdir: pathlib.Path
+
+
+def train(experiment: Experiment, config: Any, workdir: str | os.PathLike) -> TrainResult:
+  """Trains all replicas of an experiment to their end; resumes what the workdir holds.
+
+  Args:
+    experiment: the job.
+    config: whole ConfigDict; the loop reads `config.train` and writes all of it to config.json.
+    workdir: folder of the run; checkpoints, metrics and results go below it.
+
+  Returns:
+    The best step of each replica. With `config.train.eval_every='never'` or no metric, the last.
+
+  Raises:
+    UserError: a bad config, a workdir of another run, a selecting metric that does not exist.
+    NonFiniteError: names step, replica, example ids and the last good checkpoint.
+    RunInterrupted: SIGTERM or SIGINT; the state is saved.
+  """
+  options = config.train
+  config_lib.check_train_config(options)
+  run = run_lib.Run(experiment, options, records.open_workdir(workdir))
+  records.write_config(run.workdir, config, resumes=bool(run.store.steps()))
+  run.restore_or_start()
+  longest = max(replica.total_steps for replica in experiment.replicas)
+  with Interruption() as interruption, run, display.Bar(options.progress, run.step, longest) as bar:
+    while run.live:
+      metrics = run.update()
+      bar.advance()
+      due = run.due()
+      if due or run.step % options.log_every == 0:
+        bar.show(*run.log(metrics))
+      for line in run.evaluate(due):
+        bar.note(line)
+      if run.wants_checkpoint(due):
+        run.save()
+      if interruption.signal_number and run.live:
+        run.save()
+        raise RunInterrupted(interruption.signal_number, f'Stopped by a signal at step {run.step}; '
+                             f'run the same command with the workdir {run.workdir} to resume.')
+    return finish(run)
+
+
+def finish(run: run_lib.Run) -> TrainResult:
+  """Loads the best trees, evaluates the final split and writes result.json."""
+  trees = [run.best.load(name, p.best_step) for name, p in run.progress.items()]
+  tuned, constants = (
+      jax.tree.map(lambda *leaves: np.stack(leaves), *column) for column in zip(*trees))
+  final = [{}] * len(trees)
+  split = run.options.final_split
+  replicas = tuple(run.replicas.values())
+  if split:
+    final = run.experiment.evaluate(tuned, run.frozen, constants, replicas, split)
+  results = {
+      name: {**dataclasses.asdict(p), 'metric': run.options.metric,
+             'steps_per_second': p.step / p.seconds if p.seconds else None,
+             'final_split': split, 'final_metrics': records.plain_metrics(metrics)}
+      for (name, p), metrics in zip(run.progress.items(), final)}
+  if jax.process_index() == 0:
+    tree_files.write_json(run.workdir / records.RESULT, {'replicas': results})
+  return TrainResult(replicas, tuned, constants, results, run.workdir)
+

@@ -1,0 +1,85 @@
+"""How far each replica is: best step, early stop, time."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from pemt_jax.errors import UserError
+from pemt_jax.training.experiment import Replica
+
+
+@dataclasses.dataclass
+class Progress:
+  """Book of one replica; JSON-able by `dataclasses.asdict`.
+
+  Attributes:
+    step: updates made.
+    finished: whether no update will follow.
+    stopped_early: whether patience ended it.
+    best_step: step of the best evaluation, or None.
+    best_value: value of the selecting metric there, or None.
+    best_metrics: all metrics of that evaluation.
+    evaluations_since_best: evaluations without improvement.
+    seconds: training time shared with the other replicas of the program, without evaluation.
+  """
+
+  step: int = 0
+  finished: bool = False
+  stopped_early: bool = False
+  best_step: int | None = None
+  best_value: float | None = None
+  best_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+  evaluations_since_best: int = 0
+  seconds: float = 0.0
+
+  def improves(self, value: float | None, config: Any) -> bool:
+    """Whether a value beats the best; without a selecting metric the last one does."""
+    if self.best_value is None or value is None or math.isnan(self.best_value):
+      return True
+    if value == self.best_value:
+      return config.ties_improve
+    return (value > self.best_value) == config.greater_is_better and not math.isnan(value)
+
+  def record(self, metrics: dict[str, float] | None, config: Any, name: str) -> bool:
+    """Enters an evaluation at the present step; returns whether it is the best so far.
+
+    Args:
+      metrics: of the evaluation, or None if there was none; then this step is the best.
+      config: `config.train`.
+      name: of the replica.
+
+    Raises:
+      UserError: the selecting metric is not among the metrics.
+    """
+    value = None
+    if metrics is not None and config.metric:
+      if config.metric not in metrics:
+        raise UserError(f"config.train.metric is '{config.metric}', the evaluation of '{name}' "
+                        f"gives {', '.join(metrics) or 'nothing'}; choose one of these or ''.")
+      value = float(metrics[config.metric])
+    if not self.improves(value, config):
+      self.evaluations_since_best += 1
+      if config.patience and self.evaluations_since_best >= config.patience:
+        self.finished = self.stopped_early = True
+      return False
+    self.best_step, self.best_value, self.best_metrics = self.step, value, dict(metrics or {})
+    self.evaluations_since_best = 0
+    return True
+
+
+def evaluation_is_due(replica: Replica, step: int, every: Any, steps_per_epoch: int) -> bool:
+  """Whether a replica is evaluated after `step` updates; it always is at its last one.
+
+  Args:
+    replica: the replica.
+    step: updates made.
+    every: 'epoch', 'never' or a number of updates.
+    steps_per_epoch: updates per pass over its data.
+  """
+  if step == replica.total_steps:
+    return True
+  if every == 'never':
+    return False
+  return step % (steps_per_epoch if every == 'epoch' else every) == 0

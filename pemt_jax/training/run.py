@@ -1,0 +1,232 @@
+"""The phases of the training loop and what they change."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pemt_jax.errors import UserError
+from pemt_jax.training import checkpoints, display, optimisers, records
+from pemt_jax.training import schedules, state as state_lib, step as step_lib
+from pemt_jax.training.experiment import Experiment, Replica
+from pemt_jax.training.progress import Progress, evaluation_is_due
+
+
+class NonFiniteError(UserError):
+  """The loss or a gradient of a replica is infinite or not a number."""
+
+
+class Run:
+  """What one call of `loop.train` changes; one method per phase.
+
+  `members` are the replicas that are in the state, in its order; `live` are those that go on.
+  """
+
+  def __init__(self, experiment: Experiment, options: Any, workdir: pathlib.Path):
+    names = [replica.name for replica in experiment.replicas]
+    if not names or len(set(names)) < len(names):
+      raise UserError(f"The replicas of a run need distinct names, these are '{', '.join(names)}'.")
+    self.experiment, self.options, self.workdir = experiment, options, workdir
+    self.replicas = {replica.name: replica for replica in experiment.replicas}
+    self.progress = {name: Progress() for name in names}
+    self.frozen = jax.tree.map(jnp.asarray, experiment.frozen)
+    self.tx = optimisers.make_optimiser(options, experiment.rules)
+    self.store = checkpoints.RunCheckpoints(workdir / 'checkpoints' / 'run', options.keep)
+    self.best = checkpoints.BestTrees(workdir / 'checkpoints' / 'best')
+    self.recent: dict[int, list[Any]] = {}  # step -> example ids of each member, until checked
+    self.step = 0
+
+  # Start.
+
+  def restore_or_start(self) -> None:
+    """Restores in this order: record, members, arrays, data positions, metric files."""
+    restored = self.store.restore(self._template)
+    if restored is None:
+      self.state = self._fresh_state(list(self.replicas.values()))
+      positions = {}
+    else:
+      self.state, record = restored
+      self.step = record['step']
+      self.progress = {name: Progress(**fields) for name, fields in record['progress'].items()}
+      positions = record['streams']
+    self.streams = {r.name: self.experiment.stream(r) for r in self.live}
+    for name, position in positions.items():
+      self.streams[name].set_state(position)
+    self.writer = records.MetricWriter(self.workdir, self.step, self.options.tensorboard)
+    self._prepare_members()
+    self.train_step = self._make_step()
+    self.meter = display.Meter()
+
+  def _make_step(self) -> Any:
+    make_shardings = self.experiment.shardings
+    shardings = make_shardings(self.state) if make_shardings else None
+    if shardings:
+      self.state = jax.device_put(self.state, shardings.state)
+    return step_lib.make_train_step(
+        self.experiment.loss_fn, self.tx, schedules.SCHEDULES[self.options.schedule],
+        step_lib.StepOptions(self.options.clip_norm, self.options.accumulate,
+                             self.experiment.transform_gradients, self.experiment.next_constants,
+                             self.experiment.spmd_axis_name), shardings)
+
+  def _template(self, record: checkpoints.Record) -> state_lib.RunState:
+    checkpoints.require_same_replicas(record, list(self.replicas), self.workdir)
+    return self._fresh_state([self.replicas[name] for name in record['members']])
+
+  def _fresh_state(self, members: list[Replica]) -> state_lib.RunState:
+    self.members = members
+    tuned, constants = zip(*(self.experiment.init(replica) for replica in members))
+    keys = np.stack([state_lib.replica_key(replica.name, replica.seed) for replica in members])
+    return state_lib.init_state(state_lib.stack_replicas(tuned),
+                                state_lib.stack_replicas(constants), keys, self.tx)
+
+  def _prepare_members(self) -> None:
+    """Derives what depends on who is in the state and who of them is live."""
+    self.rates = state_lib.Rates(
+        peak=np.array([r.learning_rate for r in self.members], np.float32),
+        warmup=np.array([r.warmup_steps for r in self.members], np.int32),
+        total=np.array([r.total_steps for r in self.members], np.int32))
+    active = [not self.progress[replica.name].finished for replica in self.members]
+    self.state = self.state.replace(active=jnp.asarray(active))
+    self.streams = {replica.name: self.streams[replica.name] for replica in self.live}
+
+  @property
+  def live(self) -> list[Replica]:
+    """Members that will make another update."""
+    return [replica for replica in self.members if not self.progress[replica.name].finished]
+
+  # One update.
+
+  def update(self) -> dict[str, jax.Array]:
+    """Makes one update of all live members and returns its metrics, still on the device."""
+    live = [replica.name for replica in self.live]
+    drawn = {name: self._draw(name) for name in live}
+    # A finished member that is still in the state reads another one's batch, without effect.
+    batch = self.experiment.stack([drawn.get(r.name, drawn[live[0]]) for r in self.members])
+    self.state, metrics = self.train_step(self.state, self.frozen, batch, self.rates)
+    self.step += 1
+    for name in live:
+      self.progress[name].step = self.step
+    self.recent[self.step] = [
+        self.experiment.batch_ids(drawn[r.name]) if r.name in drawn else () for r in self.members]
+    self.meter.add({name: self.experiment.count_tokens(rows) for name, rows in drawn.items()})
+    return metrics
+
+  def _draw(self, name: str) -> dict[str, np.ndarray]:
+    try:
+      return next(self.streams[name])
+    except StopIteration as error:
+      raise UserError(f"The training data of '{name}' ended at step {self.step}; its stream must "
+                      'be endless and its split not empty.') from error
+
+  # Metrics.
+
+  def log(self, metrics: dict[str, jax.Array]) -> tuple[float, float]:
+    """Writes one line per live member; returns (mean loss, tokens per second of all)."""
+    values = jax.device_get(metrics)
+    self._check_finite()
+    seconds, steps_per_second, tokens_per_second = self.meter.read()
+    losses = []
+    for index, replica in enumerate(self.members):
+      if self.progress[replica.name].finished:
+        continue
+      mine = {f'train/{name}': value[index] for name, value in values.items() if name != 'finite'}
+      self.writer.write(self.step, replica.name, {
+          **mine, 'train/steps_per_second': steps_per_second,
+          'train/tokens_per_second': tokens_per_second.get(replica.name, 0.0)})
+      self.progress[replica.name].seconds += seconds
+      losses.append(float(values['loss'][index]))
+    return float(np.mean(losses)), sum(tokens_per_second.values())
+
+  def _check_finite(self) -> None:
+    """Looks at the first bad steps that the device has kept since the last look."""
+    bad = np.asarray(self.state.first_bad_step)
+    if (bad >= 0).any():
+      step = int(bad[bad >= 0].min())
+      index = int(np.flatnonzero(bad == step)[0])
+      ids = ', '.join(map(str, self.recent[step][index])) or 'unknown'
+      saved = self.store.steps()
+      good = f'{self.store.folder / str(saved[-1])}' if saved else 'none'
+      raise NonFiniteError(
+          f"The loss or gradient of replica '{self.members[index].name}' is not finite at step "
+          f'{step} (example ids {ids}; last good checkpoint: {good}); lower '
+          'config.train.learning_rate or look at these examples.')
+    self.recent.clear()
+
+  # Evaluation.
+
+  def due(self) -> list[Replica]:
+    """Live members whose evaluation is due at this step."""
+    epoch = self.experiment.steps_per_epoch
+    return [r for r in self.live
+            if evaluation_is_due(r, self.step, self.options.eval_every, epoch(r))]
+
+  def evaluate(self, due: list[Replica]) -> list[str]:
+    """Evaluates, keeps best trees, ends replicas; returns a line to show for each of them."""
+    if not due:
+      return []
+    with self.meter.paused():
+      tuned, constants = self.state.tuned, self.state.constants
+      if len(due) < len(self.members):
+        chosen = [self.members.index(replica) for replica in due]
+        tuned, constants = state_lib.take_replicas((tuned, constants), chosen)
+      split, evaluated = self.options.selection_split, self.options.eval_every != 'never'
+      results = [{}] * len(due)
+      if evaluated:
+        results = self.experiment.evaluate(tuned, self.frozen, constants, tuple(due), split)
+      for index, (replica, result) in enumerate(zip(due, results)):
+        progress, result = self.progress[replica.name], records.plain_metrics(result)
+        if evaluated:
+          named = {f'{split}/{name}': value for name, value in result.items()}
+          self.writer.write(self.step, replica.name, named)
+        if progress.record(result if evaluated else None, self.options, replica.name):
+          mine = jax.device_get(jax.tree.map(lambda x, i=index: x[i], (tuned, constants)))
+          self.best.save(replica.name, self.step, *mine)
+        progress.finished |= self.step >= replica.total_steps
+      self._leave()
+    return [f'{r.name} at step {self.step}: ' + ', '.join(f'{k} {v:.4g}' for k, v in result.items())
+            for r, result in zip(due, results)]
+
+  def _leave(self) -> None:
+    """Takes finished members out of the state once a quarter has finished: few new programs."""
+    live = self.live
+    small_enough = 0 < len(live) <= 0.75 * len(self.members)
+    if small_enough and not self.experiment.spmd_axis_name:
+      self.state = state_lib.take_state(self.state, [self.members.index(r) for r in live])
+      self.members = live
+    self._prepare_members()
+
+  # Files.
+
+  def wants_checkpoint(self, due: list[Replica]) -> bool:
+    """Whether a run checkpoint belongs to this step."""
+    every = self.options.checkpoint_every
+    if every == 'never':
+      return False
+    if not self.live:
+      return True
+    return bool(due) if every == 'evaluation' else self.step % every == 0
+
+  def save(self) -> None:
+    """Saves the run; then best trees that no checkpoint refers to are removed."""
+    self._check_finite()
+    with self.meter.paused():
+      self.store.save(self.state, {
+          'step': self.step, 'replicas': list(self.replicas),
+          'members': [replica.name for replica in self.members],
+          'progress': {name: dataclasses.asdict(p) for name, p in self.progress.items()},
+          'streams': {name: stream.get_state() for name, stream in self.streams.items()}})
+      wanted = [(name, progress['best_step']) for step in self.store.steps()
+                for name, progress in self.store.record(step)['progress'].items()]
+      self.best.prune(wanted)
+
+  def __enter__(self) -> Run:
+    return self
+
+  def __exit__(self, *unused: Any) -> None:
+    self.writer.close()
+    self.store.close()
