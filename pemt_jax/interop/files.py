@@ -55,6 +55,9 @@ class TensorFiles(Mapping[str, np.ndarray]):
   def __iter__(self) -> Iterator[str]:
     return iter(self._places)
 
+  def __contains__(self, name: object) -> bool:
+    return name in self._places  # the inherited form would read the tensor
+
   def __len__(self) -> int:
     return len(self._places)
 
@@ -74,13 +77,16 @@ class _SafetensorsFile(Mapping[str, np.ndarray]):
     except safetensors.SafetensorError as error:
       raise UserError(f"'{path}' is not a readable safetensors file ({error}); "
                       'copy or download it again.') from error
-    self._names = list(self._file.keys())
+    self._names = dict.fromkeys(self._file.keys())
 
   def __getitem__(self, name: str) -> np.ndarray:
     return self._file.get_tensor(name)
 
   def __iter__(self) -> Iterator[str]:
     return iter(self._names)
+
+  def __contains__(self, name: object) -> bool:
+    return name in self._names
 
   def __len__(self) -> int:
     return len(self._names)
