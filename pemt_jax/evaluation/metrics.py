@@ -9,6 +9,7 @@ import collections
 import functools
 import re
 import string
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -31,7 +32,10 @@ def accuracy(predictions: Sequence[Any], targets: Sequence[Any]) -> dict[str, fl
 def matthews_corrcoef(predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
   """Returns 100 times Matthews' correlation; a text that is no label word is a class of its own."""
   from sklearn import metrics
-  return {'matthews_correlation': 100.0 * float(metrics.matthews_corrcoef(targets, predictions))}
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore', UserWarning)  # One class on both sides gives 0, by definition.
+    value = metrics.matthews_corrcoef(targets, predictions)
+  return {'matthews_correlation': 100.0 * float(value)}
 
 
 def pearson_corrcoef(predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
