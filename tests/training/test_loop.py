@@ -141,8 +141,8 @@ def test_selection_options(tmp_path, changes, best):
 def test_unknown_metric_is_an_error(tmp_path):
   with pytest.raises(UserError) as error:
     loop.train(toy.make_experiment({'a': 3}), toy.make_config(metric='f1'), tmp_path)
-  assert str(error.value) == ("config.train.metric is 'f1', the evaluation of 'a' gives score; choose "
-                              "one of these or ''.")
+  assert str(error.value) == ("config.train.metric is 'f1', the evaluation of 'a' gives score; "
+                              "choose one of these or ''.")
 
 
 def test_non_finite_loss_names_step_replica_examples_and_checkpoint(tmp_path):
@@ -162,13 +162,14 @@ def test_a_workdir_of_another_config_is_an_error(straight):
   with pytest.raises(UserError) as error:
     loop.train(toy.make_experiment(totals), toy.make_config(beta1=0.8), workdir)
   assert str(error.value) == (
-      f'{workdir} holds a run with config.train.beta1 = 0.9, this call has 0.8; use the old value to '
-      'resume it or choose another workdir.')
+      f'{workdir} holds a run with config.train.beta1 = 0.9, this call has 0.8; use the old value '
+      'to resume it or choose another workdir.')
 
 
 def test_a_workdir_of_other_replicas_is_an_error(straight):
   _, workdir, _ = straight
-  with pytest.raises(UserError, match='holds a run of the replicas a, b, c, the config gives a, d;'):
+  with pytest.raises(UserError, match='holds a run of the replicas a, b, c, the config '
+                     'gives a, d;'):
     loop.train(toy.make_experiment({'a': 14, 'd': 14}), toy.make_config(), workdir)
 
 
