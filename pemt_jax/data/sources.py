@@ -189,8 +189,8 @@ def read_local(task: Task, split: str, root: str | pathlib.Path | None) -> RowTa
                     'data.source.')
   looked = ', '.join(f'{folder} ({_content(root / folder)})' for folder in task.folders)
   raise UserError(f"task '{task.name}' has no split '{split}' below {root}: looked in {looked}; "
-                  f'add {split}.jsonl there, name another split in data.split_names, or choose another '
-                  'data.split_rule or data.source.')
+                  f'add {split}.jsonl there, name another split in data.split_names, or choose '
+                  'another data.split_rule or data.source.')
 
 
 def _content(folder: pathlib.Path) -> str:
@@ -294,8 +294,8 @@ def _prepare_tfds(task: Task, base: pathlib.Path) -> pathlib.Path:
   except Exception as error:  # Download, import and parser errors share no base class.
     reason = str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'
     raise UserError(f"task '{task.name}': TFDS data set '{task.tfds}' is not below {base} and "
-                    f"cannot be prepared ({type(error).__name__}: {reason.rstrip('.')}); prepare it there "
-                    "with file_format='array_record', or choose another data.source.") from error
+                    f"cannot be prepared ({type(error).__name__}: {reason.rstrip('.')}); prepare it "
+                    "there with file_format='array_record', or choose another data.source.") from error
 
 
 def _plain(value: Any) -> Any:

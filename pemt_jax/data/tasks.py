@@ -48,7 +48,8 @@ def _file_task(name: str) -> Task:
   title = name.removeprefix(FILE_PREFIX)
   return Task(
       name=name, benchmark='file', template=_no_template, metrics=('accuracy',),
-      few_shot_label=None, description=f'Given the input text, the task is to {title}.', folders=(title,),
+      few_shot_label=None, folders=(title,),
+      description=f'Given the input text, the task is to {title}.',
       splits={split: split for split in SPLITS})
 
 

@@ -1,8 +1,8 @@
 """Turns one row of a data set into text-to-text examples.
 
 A template is a pure function `row -> list[Example]`. It reads fields verbatim, joins them with
-their names, and writes the label as a word. A row that a template cannot read raises `RowError`; the
-caller adds the file and line.
+their names, and writes the label as a word. A row that a template cannot read raises `RowError`;
+the caller adds the file and line.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import pytest
 
 from pemt_jax.data import splits
 from pemt_jax.data.datasets import DataConfig, load_all_splits, load_task
-from pemt_jax.data.tasks import Task
+from pemt_jax.data.tasks import SPLITS, Task
 from pemt_jax.data.templates import Example
 from pemt_jax.errors import UserError
 
@@ -75,8 +75,8 @@ def test_natural_rule_uses_the_given_splits_and_misses_absent_ones(root):
   config = DataConfig(root=str(root), split_rule='natural')
   assert _numbers(load_task('cola', 'validation', config)) == list(range(100, 110))
   assert _message(load_task, 'cola', 'test', config) == (
-      f"task 'cola' has no split 'test' below {root}: looked in glue/cola (holds train, validation); "
-      'add test.jsonl there, name another split in data.split_names, or choose another '
+      f"task 'cola' has no split 'test' below {root}: looked in glue/cola (holds train, "
+      'validation); add test.jsonl there, name another split in data.split_names, or choose another '
       'data.split_rule or data.source.')
 
 
@@ -178,9 +178,10 @@ def test_templates_are_chosen_by_name(tmp_path):
 
 @pytest.mark.parametrize('row, end', [
     ({'sentence': 's', 'label': 9},
-     "field 'label' has value 9, which is not among 0..1 (unacceptable, acceptable); fix the row or "
-     'remove it.'),
-    ({'sentence': 's'}, "field 'label' is missing (fields found: sentence); fix the row or remove it."),
+     "field 'label' has value 9, which is not among 0..1 (unacceptable, acceptable); fix the row "
+     'or remove it.'),
+    ({'sentence': 's'},
+     "field 'label' is missing (fields found: sentence); fix the row or remove it."),
     ({'sentence': None, 'label': 0}, "field 'sentence' is null; fix the row or remove it."),
     ({'sentence': ['s'], 'label': 0},
      "field 'sentence' holds a list where text is expected; fix the row or remove it."),
@@ -210,22 +211,22 @@ def test_empty_and_too_small_splits_end_with_one_sentence(root):
       f"{root}/glue/sst2/train.jsonl; lower data.validation_rows or set data.split_rule='natural'.")
   _write(root / 'glue/cola/validation.jsonl', _sentences(1))
   assert _message(load_task, 'cola', 'test', DataConfig(root=str(root))) == (
-      f"task 'cola': split rule 'published' halves {root}/glue/cola/validation.jsonl, which has one "
-      "row; set data.split_rule='natural'.")
+      f"task 'cola': split rule 'published' halves {root}/glue/cola/validation.jsonl, which has "
+      "one row; set data.split_rule='natural'.")
 
 
 def test_a_split_of_unlabelled_rows_only_has_no_example(tmp_path):
   path = _write(tmp_path / 'snli.jsonl', [{'premise': 'p', 'hypothesis': 'h', 'label': -1}])
   assert _message(load_task, 'snli', 'train', DataConfig(files={'train': path})) == (
-      f"split 'train' of task 'snli' has no example left out of 1 rows of {path}; give it rows with "
-      'labels.')
+      f"split 'train' of task 'snli' has no example left out of 1 rows of {path}; give it rows "
+      'with labels.')
 
 
 @pytest.mark.parametrize('values, sentence', [
     ({'source': 'web'},
      "data.source 'web' is not known; choose one of local, hf, tfds, playground."),
-    ({'split_rule': 'half'}, "data.split_rule 'half' is not known; choose one of published, natural, "
-     'first_n_of_train.'),
+    ({'split_rule': 'half'}, "data.split_rule 'half' is not known; choose one of published, "
+     'natural, first_n_of_train.'),
     ({'few_shot': 0}, 'data.few_shot is 0; give a number of at least 1.'),
     ({'files': {'dev': 'x'}},
      "data.files names split 'dev'; choose one of train, validation, test.")])
@@ -271,7 +272,7 @@ SHARED = DataConfig(max_train_rows=50, max_validation_rows=50, max_test_rows=50,
     'superglue-record', 'squad', 'hotpotqa', 'winogrande', 'yelp_polarity', 'paws'])
 def test_every_task_with_shared_rows_loads(name, shared_root):
   config = DataConfig.from_mapping({**vars(SHARED), 'root': str(shared_root / 'data')})
-  wanted = ('train', 'validation') if name == 'superglue-record' else ('train', 'validation', 'test')
+  wanted = SPLITS[:2] if name == 'superglue-record' else SPLITS
   for data in load_all_splits(name, config, wanted).values():
     assert 0 < len(data.examples) <= 150
     assert all(example.source.strip() and example.target.strip() for example in data.examples)

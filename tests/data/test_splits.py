@@ -104,7 +104,7 @@ def test_few_shot_draws_reproduce_the_golden_indices(golden_case):
 
 
 def _labels(wanted: dict, count: int) -> list:
-  """Returns the labels of a case; where only drawn rows are given, skipped rows get a full label."""
+  """Returns the labels of a case; rows it skips without a label get one that is drawn in full."""
   if isinstance(wanted['labels'], list):
     return wanted['labels']
   known = dict(zip(wanted['indices'], wanted['labels_of_indices'], strict=True))

@@ -51,8 +51,8 @@ def test_record_accepts_every_answer_of_a_row():
 def test_mistakes_end_with_one_sentence():
   with pytest.raises(UserError) as error:
     score(get_task('rte'), ['entailment'], [])
-  assert str(error.value) == ("task 'rte' has 0 examples but 1 predictions; give one prediction for "
-                              'each example.')
+  assert str(error.value) == ("task 'rte' has 0 examples but 1 predictions; give one prediction "
+                              'for each example.')
   with pytest.raises(UserError) as error:
     score(get_task('rte'), [], [])
   assert str(error.value) == "task 'rte' has no examples to score; give a split that has rows."
