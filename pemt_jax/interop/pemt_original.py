@@ -153,13 +153,13 @@ def _attention_lora(layout: PemtLayout) -> Iterator[names.Weight]:
   if not layout.attention_rank:
     return
   inward = (layout.embed, layout.attention_rank, layout.joined_kv)
-  for stack in _STACKS:
-    for layer in range(layout.layers(stack)):
-      for module, site in _ATTENTIONS[stack]:
-        for projection in 'qkvo':
-          sizes = inward[::-1] if projection == 'o' else inward
-          yield from _lora(f'{stack}.block.{layer}.{module}.{projection}',
-                           f'{stack}/layers/{site}/{projection}/lora', (layer,), sizes)
+  modules = [(stack, layer, *attention) for stack in _STACKS
+             for layer in range(layout.layers(stack)) for attention in _ATTENTIONS[stack]]
+  for stack, layer, module, site in modules:
+    for projection in 'qkvo':
+      yield from _lora(f'{stack}.block.{layer}.{module}.{projection}',
+                       f'{stack}/layers/{site}/{projection}/lora', (layer,),
+                       inward[::-1] if projection == 'o' else inward)
 
 
 def _prompt(layout: PemtLayout) -> Iterator[names.Weight]:

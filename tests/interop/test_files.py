@@ -79,7 +79,7 @@ def test_torch_file_of_other_things_is_told(tmp_path):
   torch = pytest.importorskip('torch')
   torch.save([1, 2], tmp_path / 'list.pt')
   torch.save({'step': 3}, tmp_path / 'number.pt')
-  with pytest.raises(UserError, match=r"list.pt' holds a list instead of a state_dict; save a dict"):
+  with pytest.raises(UserError, match=r"list.pt' holds a list instead of a state_dict; save"):
     files.read_tensors(tmp_path / 'list.pt')
   with pytest.raises(UserError, match=r"number.pt' holds a int under 'step' where a tensor is"):
     files.read_tensors(tmp_path / 'number.pt')
