@@ -294,8 +294,9 @@ def _prepare_tfds(task: Task, base: pathlib.Path) -> pathlib.Path:
   except Exception as error:  # Download, import and parser errors share no base class.
     reason = str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'
     raise UserError(f"task '{task.name}': TFDS data set '{task.tfds}' is not below {base} and "
-                    f"cannot be prepared ({type(error).__name__}: {reason.rstrip('.')}); prepare it "
-                    "there with file_format='array_record', or choose another data.source.") from error
+                    f"cannot be prepared ({type(error).__name__}: {reason.rstrip('.')}); prepare "
+                    "it there with file_format='array_record', or choose another "
+                    'data.source.') from error
 
 
 def _plain(value: Any) -> Any:

@@ -76,8 +76,8 @@ def test_natural_rule_uses_the_given_splits_and_misses_absent_ones(root):
   assert _numbers(load_task('cola', 'validation', config)) == list(range(100, 110))
   assert _message(load_task, 'cola', 'test', config) == (
       f"task 'cola' has no split 'test' below {root}: looked in glue/cola (holds train, "
-      'validation); add test.jsonl there, name another split in data.split_names, or choose another '
-      'data.split_rule or data.source.')
+      'validation); add test.jsonl there, name another split in data.split_names, or choose '
+      'another data.split_rule or data.source.')
 
 
 def test_provenance_is_json_and_states_rule_files_and_counts(root):
