@@ -96,24 +96,20 @@ def boxed_shapes(model: T5) -> Tree:
   return jax.eval_shape(model.init, jax.random.key(0), *example_batch())
 
 
-def init_variables(model: T5, key: jax.Array, omit: Tree | None = None) -> tuple[Tree, Tree]:
-  """Initialises the variables of a model.
+def initialiser(model: T5, omit: Tree | None = None) -> Callable[[jax.Array], tuple[Tree, Tree]]:
+  """Returns a compiled function key -> (params, constants), nested dicts of arrays.
 
   Args:
     model: backbone with its plan.
-    key: random key.
     omit: tree whose leaves need no initial value (a loaded backbone); they take no memory.
-
-  Returns:
-    (params, constants), nested dicts of arrays.
   """
   known = set(flatten(omit or {}))
 
+  @jax.jit
   def init(key):
     variables = nn.meta.unbox(model.init(key, *example_batch()))
     params = {path: leaf for path, leaf in flatten(variables['params']).items()
               if path not in known}
-    return params, variables.get('constants', {})
+    return unflatten(params), variables.get('constants', {})
 
-  params, constants = jax.jit(init)(key)
-  return unflatten(params), constants
+  return init

@@ -136,7 +136,8 @@ def stage1(options: Stage1Options, config: T5Config, prompt_length: int) -> Meth
     delta = LoRA(options.rank, options.alpha / options.rank, options.up_init)
     name = 'lora'
   elif options.expert == 'adapter':
-    delta = ParallelAdapter(Bottleneck(config.mlp // options.reduction, options.activation))
+    delta = ParallelAdapter(
+        Bottleneck(max(config.mlp // options.reduction, 1), options.activation))
     name = 'ffout'
   else:
     raise UserError(f"method.expert is '{options.expert}', which is neither 'lora' nor 'adapter';"
@@ -243,7 +244,8 @@ def mixture_auxiliary(sparsity_weight: float) -> Auxiliary:
       weights /= stacked.shape[0] * jnp.maximum(rows.sum(), 1.0)
       metrics |= {f'moe_weight_{i}': weights[i] for i in range(weights.shape[0])}
       log_gate = jnp.log(jnp.maximum(stacked, 1e-30))
-      metrics['gate_entropy_nats'] = -jnp.mean(jnp.sum(stacked * log_gate, axis=-1))
+      entropy = -jnp.einsum('lbx,lbx,b->', stacked, log_gate, rows)
+      metrics['gate_entropy_nats'] = entropy / (stacked.shape[0] * jnp.maximum(rows.sum(), 1.0))
     if not losses:
       return jnp.zeros((), jnp.float32), metrics
     sparsity = jnp.mean(jnp.concatenate(losses))

@@ -1,0 +1,102 @@
+"""The frozen backbone of a stage: its config, parameters, tokenizer and identity."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections as mlc
+import numpy as np
+
+from pemt_jax.data.tokenizer import Tokenizer, load_tokenizer
+from pemt_jax.errors import UserError
+from pemt_jax.experts.library import backbone_hash
+from pemt_jax.interop import huggingface
+from pemt_jax.methods.base import initialiser
+from pemt_jax.models import t5_config
+from pemt_jax.models.layers import Compute
+from pemt_jax.models.t5 import T5
+from pemt_jax.models.t5_config import T5Config
+from pemt_jax.trees import Tree
+
+PLAYGROUND = pathlib.Path(__file__).parent.parent / 'assets' / 'playground_t5'
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+  """A loaded backbone.
+
+  Attributes:
+    name: as given in the config.
+    config: shapes and constants.
+    params: canonical parameter tree.
+    tokenizer: text to ids.
+    hash: of the parameters; experts refer to it.
+    compute: how to compute.
+  """
+
+  name: str
+  config: T5Config
+  params: Tree
+  tokenizer: Tokenizer
+  hash: str
+  compute: Compute
+
+
+def place(name: str) -> str:
+  """Folder of the shipped playground backbone, or the name itself."""
+  return str(PLAYGROUND) if name == 'playground' else name
+
+
+def _reshaped(shapes: T5Config, changes: dict[str, Any]) -> T5Config:
+  unknown = sorted(set(changes) - {field.name for field in dataclasses.fields(T5Config)})
+  if unknown:
+    raise UserError(f"model.shape names '{unknown[0]}', which is no field of T5Config; correct it.")
+  return dataclasses.replace(shapes, **changes)
+
+
+def load_backbone(config: mlc.ConfigDict, seed: int = 0,
+                  tokenizer: Tokenizer | None = None) -> Backbone:
+  """Loads what `config.model` names.
+
+  Args:
+    config: a stage's config.
+    seed: of random weights.
+    tokenizer: in place of the one that the config names.
+
+  Raises:
+    UserError: nothing there, unknown dtype, or a vocabulary larger than the embedding.
+  """
+  model = config.model
+  for field in ('dtype', 'frozen_dtype'):
+    if model[field] not in ('float32', 'bfloat16'):
+      raise UserError(f"model.{field} is '{model[field]}'; choose 'float32' or 'bfloat16'.")
+  tokenizer = tokenizer or load_tokenizer(place(model.tokenizer or model.name))
+  compute = Compute(model.dtype, model.scan_layers, model.remat)
+  if model.weights == 'random':
+    shapes = _reshaped(t5_config.t5_config(place(model.name)), model.shape.to_dict())
+    params, _ = initialiser(T5(shapes))(jax.random.key(seed))
+    params = jax.tree.map(np.asarray, params)
+  elif model.weights == 'pretrained':
+    shapes, params = huggingface.load_t5(place(model.name))
+  else:
+    raise UserError(f"model.weights is '{model.weights}'; choose 'pretrained' or 'random'.")
+  if tokenizer.vocab_size > shapes.vocab_size:
+    raise UserError(
+        f"tokenizer '{model.tokenizer or model.name}' has {tokenizer.vocab_size} ids but backbone"
+        f" '{model.name}' only {shapes.vocab_size} embeddings; set model.tokenizer to the"
+        " backbone's own.")
+  return Backbone(model.name, shapes, params, tokenizer, backbone_hash(params), compute)
+
+
+def as_frozen(params: Tree, dtype: str) -> Tree:
+  """Moves frozen parameters to the device in their storage type."""
+  return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.dtype(dtype)), params)
+
+
+def count(tree: Any) -> int:
+  """Number of parameters."""
+  return int(sum(np.size(leaf) for leaf in jax.tree.leaves(tree)))

@@ -1,0 +1,145 @@
+"""From a config to an experiment for the loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import ml_collections as mlc
+import numpy as np
+from flax import linen as nn
+
+from pemt_jax.data.pipeline import stack_batches
+from pemt_jax.methods import baselines, pemt
+from pemt_jax.methods.base import Method, boxed_shapes, initialiser, make_loss
+from pemt_jax.models.layers import fold_name
+from pemt_jax.models.segments import cut
+from pemt_jax.models.t5 import T5
+from pemt_jax.stages import prompts
+from pemt_jax.stages.backbone import Backbone, as_frozen, load_backbone
+from pemt_jax.stages.config import generation_config, options_of
+from pemt_jax.stages.evaluate import Evaluator, make_predict
+from pemt_jax.stages.rows import ReplicaSpec, RowStore, replica_specs
+from pemt_jax.stages.sources import Sources, copy_sources, load_sources
+from pemt_jax.training.experiment import Experiment, Replica, make_replica
+from pemt_jax.training.rules import split_params
+from pemt_jax.training.state import replica_key
+from pemt_jax.trees import Tree, flatten, merge, unflatten
+
+
+@dataclasses.dataclass
+class Stage:
+  """A stage ready to run or to evaluate.
+
+  Attributes:
+    config: the stage's config.
+    backbone: frozen backbone.
+    method: recipe.
+    model: backbone with the method's plan.
+    specs: replica name -> what it trains on.
+    store: rows of the replicas.
+    experiment: for the loop.
+    evaluator: scores and predictions.
+    sources: source experts of a second stage, or None.
+    shapes: {'params', 'constants'} of the model as shapes.
+  """
+
+  config: mlc.ConfigDict
+  backbone: Backbone
+  method: Method
+  model: T5
+  specs: dict[str, ReplicaSpec]
+  store: RowStore
+  experiment: Experiment
+  evaluator: Evaluator
+  sources: Sources | None
+  shapes: Tree
+
+
+def make_method(config: mlc.ConfigDict, backbone: Backbone, prompt_length: int,
+                sources: Sources | None) -> Method:
+  """Returns the method of the stage."""
+  options = options_of(config)
+  if config.stage == 'pemt/stage2':
+    return pemt.stage2(options, backbone.config, prompt_length, sources.shape)
+  makers = {'pemt/stage1': pemt.stage1, 'adapter': baselines.adapter, 'prompt': baselines.prompt}
+  return makers.get(config.stage, baselines.full)(options, backbone.config, prompt_length)
+
+
+def build(config: mlc.ConfigDict, workdir: str | pathlib.Path,
+          backbone: Backbone | None = None) -> Stage:
+  """Builds a stage.
+
+  Args:
+    config: see `stages.config.base_config`.
+    workdir: folder of the run; token cache and copies of source experts go below it.
+    backbone: a backbone that is loaded already.
+
+  Raises:
+    UserError: whatever in the config, the data or the files does not fit.
+  """
+  workdir = pathlib.Path(workdir)
+  backbone = backbone or load_backbone(config, config.seeds[0])
+  specs = {spec.name: spec for spec in replica_specs(config)}
+  store = RowStore(backbone.tokenizer, workdir / 'cache')
+  sources = None
+  if config.stage == 'pemt/stage2':
+    copies = copy_sources(config.sources, workdir / 'sources')
+    sources = load_sources(copies, backbone.name, backbone.hash)
+  ids = {task: prompts.description_ids(config, task, backbone.tokenizer)
+         for task in {spec.task for spec in specs.values()}}
+  method = make_method(config, backbone, max(map(len, ids.values())), sources)
+  model = T5(backbone.config, method.plan, backbone.compute)
+  start = _Start(config, backbone, model, method, specs, ids, sources)
+  evaluator = Evaluator(make_predict(model, method, generation_config(config, backbone.config)),
+                        store, specs)
+  by_name = lambda replica: specs[replica.name]
+  experiment = Experiment(
+      replicas=tuple(_replica(spec, store) for spec in specs.values()), frozen=start.frozen,
+      init=start, loss_fn=make_loss(model, method),
+      stream=lambda replica: store.stream(by_name(replica)), evaluate=evaluator,
+      steps_per_epoch=lambda replica: store.steps_per_epoch(by_name(replica)),
+      stack=stack_batches, rules=method.tuned)
+  return Stage(config, backbone, method, model, specs, store, experiment, evaluator, sources,
+               start.shapes)
+
+
+def _replica(spec: ReplicaSpec, store: RowStore) -> Replica:
+  return make_replica(spec.name, spec.config.train, store.steps_per_epoch(spec), seed=spec.seed,
+                      learning_rate=spec.learning_rate)
+
+
+class _Start:
+  """First values: what is frozen, and (tuned, constants) of each replica."""
+
+  def __init__(self, config, backbone, model, method, specs, ids, sources):
+    self._config, self._backbone, self._method = config, backbone, method
+    self._specs, self._ids = specs, ids
+    self.shapes = nn.meta.unbox(boxed_shapes(model))
+    loaded = merge(backbone.params, sources.params if sources else {})
+    self._loaded = cut(loaded, self.shapes['params'])
+    self._init = initialiser(model, self._loaded)
+    frozen, _ = split_params(merge(self.shapes['params'], self._loaded), method.tuned)
+    flat, missing = flatten(self._loaded), set(flatten(frozen)) - set(flatten(self._loaded))
+    if missing:  # A frozen delta without a file, such as a gate that stays uniform.
+      flat |= flatten(self._init(jax.random.key(config.seeds[0]))[0])
+    kept = {path: flat[path] for path in flatten(frozen)}
+    self.frozen = as_frozen(unflatten(kept), config.model.frozen_dtype)
+
+  def __call__(self, replica: Replica) -> tuple[Tree, Tree]:
+    spec = self._specs[replica.name]
+    key = fold_name(jax.random.wrap_key_data(replica_key(replica.name, replica.seed)), 'init')
+    params, constants = self._init(key)
+    params = merge(params, self._loaded)
+    table = flatten(params).get('encoder/embed/prompt/table')
+    if table is not None:
+      prompt = prompts.initial_prompt(
+          self._config.prompt.init, self._ids[spec.task],
+          self._backbone.params['shared']['embedding'], fold_name(key, 'prompt'))
+      prompt, mask = prompts.left_pad(prompt, table.shape[0])
+      params = merge(params, {'encoder': {'embed': {'prompt': {'table': prompt}}}})
+      constants = merge(constants, {'encoder': {'embed': {'prompt': {'mask': mask}}}})
+    _, tuned = split_params(params, self._method.tuned)
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tuned), constants

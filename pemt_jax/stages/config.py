@@ -1,0 +1,141 @@
+"""The fields of a stage's config, with the published values as defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import ml_collections as mlc
+from ml_collections import config_dict
+
+from pemt_jax.data.datasets import DataConfig
+from pemt_jax.errors import UserError
+from pemt_jax.methods import baselines, pemt
+from pemt_jax.models.decoding import GenerationConfig
+from pemt_jax.training.config import default_train_config
+
+# stage -> options of its method
+STAGES = {
+    'pemt/stage1': pemt.Stage1Options,
+    'pemt/stage2': pemt.Stage2Options,
+    'adapter': baselines.AdapterOptions,
+    'prompt': baselines.PromptOptions,
+    'full': baselines.FullOptions,
+    'span_corruption': baselines.FullOptions,
+}
+
+
+def optional(value: Any, kind: type) -> config_dict.FieldReference:
+  """A field that holds None or a value of `kind`."""
+  return config_dict.FieldReference(value, field_type=kind)
+
+
+def _fields(instance: Any, kinds: dict[str, type]) -> mlc.ConfigDict:
+  """A ConfigDict with the fields of a dataclass; `kinds` types those that may be None."""
+  config = mlc.ConfigDict()
+  for field in dataclasses.fields(instance):
+    value = getattr(instance, field.name)
+    if value is None:
+      value = optional(None, kinds.get(field.name, int))
+    elif isinstance(value, dict):
+      value = mlc.ConfigDict(value)
+    config[field.name] = value
+  return config
+
+
+def base_config(stage: str) -> mlc.ConfigDict:
+  """Returns the config of a stage; a config file changes what its recipe needs.
+
+  Raises:
+    UserError: unknown stage.
+  """
+  if stage not in STAGES:
+    raise UserError(f"stage '{stage}' is unknown; choose one of {', '.join(STAGES)}.")
+  config = mlc.ConfigDict()
+  config.stage = stage
+  # Replicas: one for every task x seed x learning rate.
+  config.tasks = ()               # task names
+  config.seeds = (42,)            # >= 0; initialisation, dropout, data order
+  config.learning_rates = ()      # peak rates; () takes train.learning_rate
+  config.together = True          # train all replicas in one program; False: one after the other
+  config.few_shot_by_seed = False  # draw few-shot rows by the replica's seed, not data.data_seed
+  config.model = model = mlc.ConfigDict()
+  model.name = 't5-base'          # published name, hub id, local folder, or 'playground'
+  model.tokenizer = ''            # the same; '' takes model.name
+  model.weights = 'pretrained'    # 'pretrained' | 'random' (a folder's or name's config only)
+  model.shape = mlc.ConfigDict()  # T5Config field -> value in place of the name's (random weights)
+  model.dtype = 'float32'         # 'float32' | 'bfloat16' activations and products
+  model.frozen_dtype = 'float32'  # 'float32' | 'bfloat16' storage of frozen parameters
+  model.scan_layers = True        # loop over layers by scan; False unrolls
+  model.remat = False             # recompute activations in the backward pass
+  config.method = _fields(STAGES[stage](), {'encoder_layers': tuple, 'decoder_layers': tuple})
+  config.prompt = prompt = mlc.ConfigDict()
+  prompt.init = 'vocab'           # 'vocab' rows | 'normal' (published behaviour) | 'uniform'
+  prompt.length = 0               # tokens; 0 takes the number of tokens of the description
+  prompt.descriptions = mlc.ConfigDict()  # task -> sentence in place of the task's own
+  config.sources = ()             # folders of source experts, in the order of the bank
+  config.data = data = _fields(DataConfig(), {'root': str})
+  data.max_source_length = 256    # tokens of the input text, prompt not counted
+  data.max_target_length = 128    # tokens; tasks with labels state their own limit
+  data.batch_size = 32            # rows per step and replica
+  data.eval_batch_size = 128      # rows per evaluation batch and replica
+  data.buckets = ()               # allowed input lengths; () takes powers of two from 32
+  data.target_buckets = ()        # allowed target lengths; () takes powers of two from 8
+  data.lookahead = 32             # steps whose rows are sorted by length together; 1: no sorting
+  data.cache_dir = ''             # folder of the token cache; '' is <workdir>/cache
+  data.text = ()                  # files or folders of plain text (span corruption)
+  data.sentences = 20000          # sentences of the playground's text, if data.source says so
+  data.noise_density = 0.15       # share of hidden tokens (span corruption)
+  data.mean_span = 3.0            # tokens (span corruption)
+  data.validation_chunks = 64     # chunks held out (span corruption)
+  config.generation = generation = mlc.ConfigDict()
+  for name in ('max_length', 'num_beams', 'length_penalty', 'early_stopping'):
+    generation[name] = getattr(GenerationConfig(), name)
+  config.train = default_train_config()
+  config.train.metric = 'average_metrics'
+  # Fields (dotted paths) that differ for a task, such as {'superglue-multirc': {'data.batch_size':
+  # 64}}; these must agree between replicas of one program.
+  config.per_task = mlc.ConfigDict()
+  return config.lock()
+
+
+def options_of(config: mlc.ConfigDict) -> Any:
+  """Returns the method's options as a dataclass."""
+  values = {name: tuple(value) if isinstance(value, list) else value
+            for name, value in config.method.items()}
+  return STAGES[config.stage](**values)
+
+
+def data_config(config: mlc.ConfigDict, seed: int | None = None) -> DataConfig:
+  """Returns where rows come from; `seed` replaces the seed of the few-shot draw if configured."""
+  names = {field.name for field in dataclasses.fields(DataConfig)}
+  plain = config.data.to_dict()
+  values = {name: value for name, value in plain.items() if name in names}
+  if config.few_shot_by_seed and seed is not None:
+    values['few_shot_seed'] = seed
+  return DataConfig.from_mapping(values)
+
+
+def for_task(config: mlc.ConfigDict, task: str) -> mlc.ConfigDict:
+  """Returns a copy with the differences of one task applied.
+
+  Raises:
+    UserError: a difference names no field.
+  """
+  changed = config.copy_and_resolve_references()
+  with changed.unlocked():
+    for key, value in config.per_task.get(task, {}).items():
+      node = changed
+      *parents, last = key.split('.')
+      for parent in parents:
+        node = node.get(parent, None)
+      if node is None or last not in node:
+        raise UserError(f"per_task.{task} changes '{key}', which is no config field; correct it.")
+      node[last] = value
+  return changed
+
+
+def generation_config(config: mlc.ConfigDict, model_config: Any) -> GenerationConfig:
+  """Returns the decoding options with the ids of the backbone."""
+  return GenerationConfig(**config.generation.to_dict(), start_id=model_config.start_id,
+                          eos_id=model_config.eos_id, pad_id=model_config.pad_id)

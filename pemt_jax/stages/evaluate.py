@@ -1,0 +1,125 @@
+"""Evaluation of all replicas in one program: loss, auxiliaries and decoded predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pemt_jax.data import pipeline
+from pemt_jax.data.buckets import FILLER
+from pemt_jax.evaluation.postprocess import score
+from pemt_jax.methods.base import Method, shift_right, token_cross_entropy
+from pemt_jax.models import generation
+from pemt_jax.models.decoding import GenerationConfig
+from pemt_jax.models.t5 import T5
+from pemt_jax.stages.rows import ReplicaSpec, RowStore
+from pemt_jax.trees import Tree, merge
+
+AXIS = 'replica'
+
+
+def make_predict(model: T5, method: Method, options: GenerationConfig) -> Callable[..., Any]:
+  """Returns the compiled (tuned, frozen, constants, batch) -> (tokens, statistics).
+
+  All leaves but those of `frozen` have a leading [replica] axis; tokens are [replica, batch,
+  max_length]. The encoder runs once for loss and decoding.
+  """
+  def predict(tuned: Tree, frozen: Tree, constants: Tree, batch: dict[str, jax.Array],
+              axis: str | None):
+    variables = {'params': merge(frozen, tuned), 'constants': constants}
+    apply = lambda *args, **kwargs: model.apply(variables, *args, **kwargs)
+    task_ids = batch.get('task_ids')
+    encoded = apply(batch['inputs'], batch['inputs_mask'], task_ids, method='encode')
+    decoder_inputs = shift_right(batch['targets'], model.config.start_id)
+    mask = batch['targets_mask']
+    logits, aux = apply(decoder_inputs, mask, encoded, task_ids, method='decode')
+    total, weight = token_cross_entropy(logits, batch['targets'], mask)
+    extra, metrics = method.auxiliary(aux, encoded.rows)
+    rows = batch['inputs'].shape[0]
+    memory, cache = apply(encoded, rows, options.max_length, task_ids, method='start_decoding')
+    step = lambda tokens, position, cache: apply(tokens, position, cache, memory,
+                                                 method='decode_step')
+    tokens = generation.generate(step, cache, rows, options, axis)
+    return tokens, metrics | {'total': total, 'weight': weight, 'extra': extra}
+
+  @jax.jit
+  def every(tuned, frozen, constants, batch):
+    if batch['inputs'].shape[0] == 1:
+      first = jax.tree.map(lambda a: a[0], (tuned, constants, batch))
+      out = predict(first[0], frozen, first[1], first[2], None)
+      return jax.tree.map(lambda a: jnp.asarray(a)[None], out)
+    mapped = jax.vmap(lambda t, c, b: predict(t, frozen, c, b, AXIS), axis_name=AXIS)
+    return mapped(tuned, constants, batch)
+
+  return every
+
+
+def filler_like(batch: pipeline.Batch) -> pipeline.Batch:
+  """A batch of filler rows with the shapes of `batch`."""
+  empty = {name: np.zeros_like(leaf) for name, leaf in batch.items()}
+  return empty | {'example_ids': np.full_like(batch['example_ids'], FILLER)}
+
+
+class Evaluator:
+  """Scores replicas on a split.
+
+  Attributes:
+    predict: see `make_predict`.
+    store: rows.
+    specs: replica name -> what it trains on.
+  """
+
+  def __init__(self, predict: Callable[..., Any], store: RowStore,
+               specs: Mapping[str, ReplicaSpec]):
+    self.predict = predict
+    self.store = store
+    self.specs = specs
+
+  def predictions(self, tuned: Tree, frozen: Tree, constants: Tree, names: Sequence[str],
+                  split: str) -> tuple[list[list[str]], list[list[dict[str, float]]]]:
+    """Decodes a split for several replicas.
+
+    Returns:
+      For each replica the texts in the order of its examples, and the statistics of its batches.
+    """
+    specs = [self.specs[name] for name in names]
+    batches = [self.store.eval_batches(spec, split) for spec in specs]
+    tokens = [dict() for _ in specs]
+    statistics: list[list[dict[str, float]]] = [[] for _ in specs]
+    for number in range(max(map(len, batches))):
+      group = [own[number] if number < len(own) else filler_like(own[-1]) for own in batches]
+      out, stats = jax.device_get(self.predict(tuned, frozen, constants,
+                                               pipeline.stack_batches(group)))
+      for i, batch in enumerate(group):
+        for row, example in enumerate(batch['example_ids']):
+          if example != FILLER:
+            tokens[i][int(example)] = out[i, row]
+        if number < len(batches[i]):
+          statistics[i].append({name: float(value[i]) for name, value in stats.items()})
+    decode = self.store.tokenizer.decode_batch
+    return [decode([found[j] for j in range(len(found))]) for found in tokens], statistics
+
+  def __call__(self, tuned: Tree, frozen: Tree, constants: Tree, replicas: Sequence[Any],
+               split: str) -> list[dict[str, float]]:
+    """Returns the metrics of each replica: the task's, `loss`, and means of auxiliaries."""
+    names = [replica.name for replica in replicas]
+    texts, statistics = self.predictions(tuned, frozen, constants, names, split)
+    results = []
+    for name, own, stats in zip(names, texts, statistics, strict=True):
+      data = self.store.examples(self.specs[name], split)
+      results.append(score(data.task, own, data.examples) | summarise(stats))
+    return results
+
+
+def summarise(statistics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+  """Joins the statistics of batches: token mean of the loss, unweighted means of the others."""
+  column = lambda name: np.array([stats[name] for stats in statistics])
+  weight = column('weight')
+  loss = float(column('total').sum() / max(weight.sum(), 1.0))
+  names = [name for name in statistics[0] if name not in ('total', 'weight', 'extra')]
+  means = {name: float(column(name).mean()) for name in names}
+  return {'loss': loss + float(column('extra').mean()), 'cross_entropy_nats': loss, **means}

@@ -1,0 +1,62 @@
+"""First values of task prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import ml_collections as mlc
+import numpy as np
+
+from pemt_jax.data.tasks import get_task
+from pemt_jax.data.tokenizer import Tokenizer
+from pemt_jax.errors import UserError
+
+
+def description_ids(config: mlc.ConfigDict, task: str, tokenizer: Tokenizer) -> list[int]:
+  """Ids of the task's description including the end mark; `prompt.length` repeats or cuts them."""
+  text = config.prompt.descriptions.get(task) or get_task(task).description
+  ids = tokenizer.encode_batch([text])[0]
+  length = config.prompt.length
+  return [ids[i % len(ids)] for i in range(length)] if length else ids
+
+
+def initial_prompt(mode: str, ids: Sequence[int], embedding: np.ndarray,
+                   key: jax.Array) -> jax.Array:
+  """First value of a prompt.
+
+  Args:
+    mode: 'vocab': embedding rows of the description; 'normal': N(0, 1) rows, equal for equal ids
+      (what the published code does); 'uniform': U(-0.5, 0.5).
+    ids: ids of the description, one per prompt row.
+    embedding: [vocab, embed].
+    key: random key.
+
+  Returns:
+    [prompt, embed] float32.
+
+  Raises:
+    UserError: unknown mode.
+  """
+  ids = jnp.asarray(list(ids), jnp.int32)
+  if mode == 'vocab':
+    return jnp.asarray(embedding, jnp.float32)[ids]
+  width = embedding.shape[1]
+  if mode == 'normal':
+    return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), (width,)))(ids)
+  if mode == 'uniform':
+    return jax.random.uniform(key, (len(ids), width), jnp.float32, -0.5, 0.5)
+  raise UserError(f"prompt.init is '{mode}'; choose 'vocab', 'normal' or 'uniform'.")
+
+
+def left_pad(table: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
+  """Pads [prompt, embed] with zero rows in front; returns ([length, embed], mask [length])."""
+  missing = length - table.shape[0]
+  mask = (jnp.arange(length) >= missing).astype(jnp.float32)
+  return jnp.pad(table, ((missing, 0), (0, 0))), mask
+
+
+def trim(table: np.ndarray, mask: np.ndarray) -> np.ndarray:
+  """Removes the padding rows of a prompt."""
+  return np.asarray(table)[np.asarray(mask) > 0]

@@ -1,0 +1,124 @@
+"""Rows of the replicas: which replicas a config asks for, their examples, tokens and batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import ml_collections as mlc
+
+from pemt_jax.data import pipeline
+from pemt_jax.data.datasets import TaskData, load_task
+from pemt_jax.data.tasks import get_task
+from pemt_jax.data.tokenizer import Tokenizer
+from pemt_jax.errors import UserError
+from pemt_jax.stages.config import data_config, for_task
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplicaSpec:
+  """What one replica trains on.
+
+  Attributes:
+    name: unique; a folder name.
+    task: canonical task name.
+    seed: of initialisation, dropout and data order.
+    learning_rate: peak rate, or None for the config's.
+    config: the config with the task's differences applied.
+  """
+
+  name: str
+  task: str
+  seed: int
+  learning_rate: float | None
+  config: mlc.ConfigDict
+
+
+def replica_specs(config: mlc.ConfigDict) -> tuple[ReplicaSpec, ...]:
+  """Returns task x seed x learning rate; names carry only what differs.
+
+  Raises:
+    UserError: no task, an unknown task, or one that is given twice.
+  """
+  tasks = [get_task(name).name for name in config.tasks]
+  if not tasks:
+    raise UserError('the config names no task; set config.tasks to task names.')
+  if len(set(tasks)) < len(tasks):
+    raise UserError(f"config.tasks names a task twice: {', '.join(tasks)}; list each once.")
+  rates = tuple(config.learning_rates) or (None,)
+  specs = []
+  for task in tasks:
+    own = for_task(config, task)
+    for seed in config.seeds:
+      for rate in rates:
+        name = task.replace('/', '-')
+        name += f'-seed{seed}' if len(config.seeds) > 1 else ''
+        name += f'-lr{rate:g}' if len(rates) > 1 else ''
+        specs.append(ReplicaSpec(name, task, seed, rate, own))
+  return tuple(specs)
+
+
+class RowStore:
+  """Loads and tokenizes each (task, split, seed) once.
+
+  Attributes:
+    tokenizer: text to ids.
+    cache_dir: folder of token caches.
+  """
+
+  def __init__(self, tokenizer: Tokenizer, cache_dir: str | pathlib.Path):
+    self.tokenizer = tokenizer
+    self.cache_dir = cache_dir
+    self._data: dict[Any, TaskData] = {}
+    self._tokens: dict[Any, pipeline.TokenizedData] = {}
+
+  def _key(self, spec: ReplicaSpec, split: str) -> tuple[Any, ...]:
+    seed = spec.seed if split == 'train' and spec.config.few_shot_by_seed else None
+    return spec.task, split, seed
+
+  def examples(self, spec: ReplicaSpec, split: str) -> TaskData:
+    """Examples of a split.
+
+    Raises:
+      UserError: see `data.datasets.load_task`.
+    """
+    key = self._key(spec, split)
+    if key not in self._data:
+      self._data[key] = load_task(spec.task, split, data_config(spec.config, spec.seed))
+    return self._data[key]
+
+  def tokens(self, spec: ReplicaSpec, split: str) -> pipeline.TokenizedData:
+    """Tokenized examples of a split."""
+    key = self._key(spec, split)
+    if key not in self._tokens:
+      data, fields = self.examples(spec, split), spec.config.data
+      self._tokens[key] = pipeline.tokenize_examples(
+          data.examples, self.tokenizer, max_source_length=fields.max_source_length,
+          max_target_length=data.task.target_tokens or fields.max_target_length,
+          cache_dir=fields.cache_dir or self.cache_dir)
+    return self._tokens[key]
+
+  def stream(self, spec: ReplicaSpec) -> pipeline.Stream:
+    """Training batches of a replica; they depend on its name and seed only."""
+    return pipeline.Stream(self.tokens(spec, 'train'), stream_config(spec))
+
+  def steps_per_epoch(self, spec: ReplicaSpec) -> int:
+    """Updates per pass over the training rows."""
+    return pipeline.steps_per_epoch(len(self.tokens(spec, 'train')), spec.config.data.batch_size)
+
+  def eval_batches(self, spec: ReplicaSpec, split: str) -> list[pipeline.Batch]:
+    """Evaluation batches, long rows first."""
+    fields = spec.config.data
+    return list(pipeline.eval_batches(
+        self.tokens(spec, split), fields.eval_batch_size, list(fields.buckets) or None,
+        list(fields.target_buckets) or None))
+
+
+def stream_config(spec: ReplicaSpec) -> pipeline.StreamConfig:
+  """Settings of a replica's stream."""
+  fields = spec.config.data
+  return pipeline.StreamConfig(
+      batch_size=fields.batch_size, seed=spec.seed, name=spec.name,
+      buckets=list(fields.buckets) or None, target_buckets=list(fields.target_buckets) or None,
+      lookahead=fields.lookahead)

@@ -1,0 +1,81 @@
+"""Runs a stage: build, train (together or one by one), write experts."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import ml_collections as mlc
+import numpy as np
+
+from pemt_jax.experts import tree_files
+from pemt_jax.stages import span_corruption
+from pemt_jax.stages.artefacts import save_experts
+from pemt_jax.stages.backbone import Backbone
+from pemt_jax.stages.build import Stage, build
+from pemt_jax.training.loop import TrainResult, train
+
+
+@dataclasses.dataclass
+class StageResult:
+  """What a stage leaves.
+
+  Attributes:
+    stage: the built stage; None after span corruption.
+    trained: best trees and results.
+    experts: replica name -> expert folder (the backbone's folder after span corruption).
+  """
+
+  stage: Stage | None
+  trained: TrainResult
+  experts: dict[str, pathlib.Path]
+
+
+def run_stage(config: mlc.ConfigDict, workdir: str | pathlib.Path,
+              backbone: Backbone | None = None) -> StageResult:
+  """Runs a stage to its end, or resumes what the workdir holds.
+
+  Args:
+    config: see `stages.config.base_config`.
+    workdir: everything is written below it.
+    backbone: a backbone that is loaded already.
+
+  Raises:
+    UserError: see `build` and `training.loop.train`.
+  """
+  workdir = pathlib.Path(workdir)
+  if config.stage == 'span_corruption':
+    return _pretrain(config, workdir, backbone)
+  stage = build(config, workdir, backbone)
+  if config.together or len(stage.experiment.replicas) == 1:
+    trained = train(stage.experiment, config, workdir)
+  else:
+    trained = _one_by_one(stage, config, workdir)
+  folders = save_experts(stage, trained.tuned, trained.constants, trained.results, workdir)
+  return StageResult(stage, trained, folders)
+
+
+def _one_by_one(stage: Stage, config: mlc.ConfigDict, workdir: pathlib.Path) -> TrainResult:
+  """Trains replicas one after the other, each in a folder of its own; joins their results."""
+  parts = []
+  for replica in stage.experiment.replicas:
+    alone = dataclasses.replace(stage.experiment, replicas=(replica,))
+    parts.append(train(alone, config, workdir / 'replicas' / replica.name))
+  joined: dict[str, Any] = {}
+  for part in parts:
+    joined |= part.results
+  tree_files.write_json(workdir / 'result.json', {'replicas': joined})
+  stack = lambda *leaves: np.concatenate(leaves)
+  return TrainResult(
+      stage.experiment.replicas, jax.tree.map(stack, *(part.tuned for part in parts)),
+      jax.tree.map(stack, *(part.constants for part in parts)), joined, workdir)
+
+
+def _pretrain(config, workdir, backbone):
+  experiment, backbone = span_corruption.build(config, workdir, backbone)
+  trained = train(experiment, config, workdir)
+  folder = workdir / 'backbone'
+  span_corruption.save_backbone(trained.tuned, backbone, config, folder)
+  return StageResult(None, trained, {'backbone': folder})

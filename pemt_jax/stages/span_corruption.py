@@ -1,0 +1,108 @@
+"""Pretraining stage: span corruption on plain text, all parameters tuned (Raffel et al. 2020)."""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax
+import ml_collections as mlc
+import numpy as np
+
+from pemt_jax.data import pipeline, text
+from pemt_jax.data.span_corruption import lengths_for_input, make_span_corruption
+from pemt_jax.data.tokenizer import Tokenizer, train_word_tokenizer
+from pemt_jax.errors import UserError
+from pemt_jax.interop import huggingface
+from pemt_jax.methods import baselines
+from pemt_jax.methods.base import make_loss
+from pemt_jax.models.t5 import T5
+from pemt_jax.stages.backbone import Backbone, load_backbone, place
+from pemt_jax.training.experiment import Experiment, make_replica
+from pemt_jax.training.step import over_replicas
+from pemt_jax.trees import Tree
+
+TOKENIZER = 'tokenizer'
+
+
+def build(config: mlc.ConfigDict, workdir: pathlib.Path,
+          backbone: Backbone | None = None) -> tuple[Experiment, Backbone]:
+  """Builds the experiment: one replica for each seed and learning rate.
+
+  Raises:
+    UserError: no text, or text shorter than one chunk.
+  """
+  fields, tokenizer = config.data, None
+  if fields.source == 'playground':
+    tokenizer, places = playground_text(config, workdir)
+  elif fields.text:
+    places = list(fields.text)
+  else:
+    raise UserError('span corruption has no text; set config.data.text to text files or folders.')
+  backbone = backbone or load_backbone(config, config.seeds[0], tokenizer)
+  tokens = text.load_token_stream(places, backbone.tokenizer,
+                                  cache_dir=fields.cache_dir or workdir / 'cache')
+  source = make_span_corruption(
+      tokens, backbone.tokenizer, fields.max_source_length, noise_density=fields.noise_density,
+      mean_span=fields.mean_span, seed=config.seeds[0])
+  training, held_out = source.split(fields.validation_chunks)
+  method = baselines.full(baselines.FullOptions(), backbone.config, 0)
+  model = T5(backbone.config, method.plan, backbone.compute)
+  loss_fn = make_loss(model, method)
+  lengths = lengths_for_input(fields.max_source_length, fields.noise_density, fields.mean_span)
+  stream = lambda replica: pipeline.Stream(training, pipeline.StreamConfig(
+      batch_size=fields.batch_size, seed=replica.seed, name=replica.name,
+      buckets=[lengths.inputs], target_buckets=[lengths.targets], drop_remainder=True))
+  steps = pipeline.steps_per_epoch(len(training), fields.batch_size, True)
+  rates = tuple(config.learning_rates) or (None,)
+  replicas = tuple(
+      make_replica('backbone' if len(rates) * len(config.seeds) == 1 else
+                   f'backbone-seed{seed}-lr{rate}', config.train, steps, seed=seed,
+                   learning_rate=rate) for seed in config.seeds for rate in rates)
+  experiment = Experiment(
+      replicas=replicas, frozen={}, loss_fn=loss_fn, stream=stream, rules=method.tuned,
+      init=lambda replica: (jax.tree.map(lambda a: np.asarray(a, np.float32), backbone.params), {}),
+      evaluate=_evaluator(loss_fn, held_out, fields.eval_batch_size, lengths),
+      steps_per_epoch=lambda replica: steps)
+  return experiment, backbone
+
+
+def playground_text(config: mlc.ConfigDict, workdir: pathlib.Path) -> tuple[Tokenizer, list[str]]:
+  """Writes the playground's text and a tokenizer of its words below the workdir."""
+  from pemt_jax.data import playground
+  folder = workdir / 'text'
+  folder.mkdir(parents=True, exist_ok=True)
+  lines = playground.corpus(config.data.data_seed, config.data.sentences)
+  (folder / 'playground.txt').write_text('\n'.join(lines) + '\n')
+  tokenizer = train_word_tokenizer([*playground.vocabulary(), *lines], workdir / TOKENIZER,
+                                   sentinels=32)
+  return tokenizer, [str(folder)]
+
+
+def _evaluator(loss_fn, held_out, batch_size, lengths):
+  batch_loss = jax.jit(over_replicas(
+      lambda tuned, constants, frozen, batch: loss_fn(tuned, frozen, constants, batch, None)[1],
+      (True, True, False, False)))
+
+  def evaluate(tuned, frozen, constants, replicas, split):
+    if split != 'validation':
+      return [{} for _ in replicas]
+    total, weight = 0.0, 0.0
+    for batch in pipeline.eval_batches(held_out, batch_size, [lengths.inputs], [lengths.targets]):
+      metrics = jax.device_get(batch_loss(tuned, constants, frozen, batch))
+      total = total + metrics['cross_entropy_nats'] * metrics['weight']
+      weight = weight + metrics['weight']
+    return [{'loss': float(value)} for value in np.atleast_1d(total / weight)]
+
+  return evaluate
+
+
+def save_backbone(tuned: Tree, backbone: Backbone, config: mlc.ConfigDict,
+                  folder: pathlib.Path) -> None:
+  """Writes the first replica's backbone as a Hugging Face folder with its tokenizer."""
+  params = jax.tree.map(lambda leaf: np.asarray(leaf[0]), tuned)
+  huggingface.save_t5(folder, backbone.config, params)
+  named = pathlib.Path(place(config.model.tokenizer or config.model.name))
+  tokenizer = folder.parent / TOKENIZER if config.data.source == 'playground' else named
+  for name in ('tokenizer.json', 'tokenizer_config.json', 'spiece.model'):
+    if (tokenizer / name).is_file():
+      (folder / name).write_bytes((tokenizer / name).read_bytes())
