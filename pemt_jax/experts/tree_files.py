@@ -6,13 +6,13 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from pemt_jax.errors import UserError
+from pemt_jax.trees import unflatten
 
 MANIFEST = 'manifest.json'
 ARRAYS = 'arrays'
@@ -28,18 +28,6 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 def storable_leaves(tree: Any) -> dict[str, Any]:
   """Returns `named_leaves` without arrays of size zero, which Orbax refuses to store."""
   return {name: leaf for name, leaf in named_leaves(tree).items() if np.size(leaf)}
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns nested dicts of {'a/b/c': leaf}."""
-  tree: dict[str, Any] = {}
-  for name, leaf in flat.items():
-    *parents, last = name.split('/')
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[last] = leaf
-  return tree
 
 
 def describe(tree: Any) -> Description:
@@ -127,7 +115,7 @@ def write_arrays(folder: pathlib.Path, tree: Any) -> None:
           for name, leaf in storable_leaves(tree).items()}
   if flat:
     with ocp.PyTreeCheckpointer() as checkpointer:
-      checkpointer.save((folder / ARRAYS).absolute(), nested(flat))
+      checkpointer.save((folder / ARRAYS).absolute(), unflatten(flat))
   write_json(folder / MANIFEST, describe(tree))
 
 
@@ -161,7 +149,7 @@ def read_tree(folder: str | os.PathLike, expected: Any = None) -> dict[str, Any]
     check_description(description, describe(expected), folder)
   leaves = {name: np.zeros(entry['shape'], np.dtype(entry['dtype']))
             for name, entry in description.items()}
-  stored = nested(storable_leaves(nested(leaves)))
+  stored = unflatten(storable_leaves(unflatten(leaves)))
   if stored:
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
     try:
@@ -172,5 +160,5 @@ def read_tree(folder: str | os.PathLike, expected: Any = None) -> dict[str, Any]
       raise UserError(f'{folder} cannot be read ({type(error).__name__}); it is damaged, remove it '
                       'or copy it again.') from error
     leaves |= named_leaves(found)
-  check_description(describe(nested(leaves)), description, folder)
-  return nested(leaves)
+  check_description(describe(unflatten(leaves)), description, folder)
+  return unflatten(leaves)

@@ -19,6 +19,7 @@ import jax
 from pemt_jax.errors import UserError
 from pemt_jax.experts import tree_files
 from pemt_jax.training.state import RunState
+from pemt_jax.trees import unflatten
 
 Record = dict[str, Any]
 
@@ -62,7 +63,7 @@ class RunCheckpoints:
     flat = tree_files.storable_leaves(state)
     record = {**record, 'arrays': tree_files.describe(state)}
     self._manager.save(step, args=self._ocp.args.Composite(
-        state=self._ocp.args.StandardSave(tree_files.nested(flat)),
+        state=self._ocp.args.StandardSave(unflatten(flat)),
         record=self._ocp.args.JsonSave(record)))
 
   def record(self, step: int) -> Record:
@@ -105,7 +106,7 @@ class RunCheckpoints:
     shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
               for name, leaf in tree_files.storable_leaves(template).items()}
     args = self._ocp.args.Composite(
-        state=self._ocp.args.StandardRestore(tree_files.nested(shapes)))
+        state=self._ocp.args.StandardRestore(unflatten(shapes)))
     found = dict(zip(names, leaves))
     found |= tree_files.named_leaves(self._manager.restore(step, args=args)['state'])
     return jax.tree.unflatten(treedef, [found[name] for name in names])

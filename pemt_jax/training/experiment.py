@@ -46,26 +46,9 @@ class Stream(Protocol):
     """Goes to a position of `get_state`."""
 
 
-FILL = {'example_ids': -1}
-
-
 def stack_batches(batches: Sequence[Batch]) -> Batch:
-  """Stacks batches of several replicas, each leaf padded at its end to the largest shape.
-
-  Args:
-    batches: one dict of [batch, ...] arrays per replica, with equal names and ranks.
-
-  Returns:
-    Dict of [replica, batch, ...]; padding is 0, and -1 in `example_ids`.
-  """
-  stacked = {}
-  for name in batches[0]:
-    leaves = [np.asarray(batch[name]) for batch in batches]
-    shape = np.max([leaf.shape for leaf in leaves], axis=0).astype(int)
-    stacked[name] = np.stack([
-        np.pad(leaf, [(0, size - have) for size, have in zip(shape, leaf.shape)],
-               constant_values=FILL.get(name, 0)) for leaf in leaves])
-  return stacked
+  """Stacks equal batches of several replicas to a dict of [replica, batch, ...]."""
+  return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def batch_ids(batch: Batch) -> list[int]:

@@ -19,6 +19,7 @@ import optax
 
 from pemt_jax.errors import UserError
 from pemt_jax.training import rules as rules_lib
+from pemt_jax.trees import flatten, unflatten
 
 Params = rules_lib.Params
 Rules = rules_lib.Rules
@@ -148,17 +149,16 @@ def adamw(options: AdamWOptions = AdamWOptions(), rules: Rules = EVERYTHING) -> 
                     f"{', '.join(COUNTERS)}.")
 
   def init(params):
-    flat = rules_lib.flatten_paths(params)
+    flat = flatten(params)
     count = {path: jnp.zeros(leaf.shape[:_rows(path, options)], jnp.int32)
              for path, leaf in flat.items()}
     first = {path: jnp.zeros(leaf.shape, jnp.float32) for path, leaf in flat.items()}
     second = {path: jnp.zeros(leaf.shape, jnp.float32) for path, leaf in flat.items()}
-    return AdamWState(*map(rules_lib.unflatten_paths, (count, first, second)))
+    return AdamWState(*map(unflatten, (count, first, second)))
 
   def update(grads, state, params=None, *, learning_rate, **unused):
     del unused
-    columns = [rules_lib.flatten_paths(tree)
-               for tree in (grads, params, state.count, state.first, state.second)]
+    columns = [flatten(tree) for tree in (grads, params, state.count, state.first, state.second)]
     updates, moments = {}, ({}, {}, {})
     for path, grad in columns[0].items():
       param, count, first, second = (column[path] for column in columns[1:])
@@ -168,7 +168,7 @@ def adamw(options: AdamWOptions = AdamWOptions(), rules: Rules = EVERYTHING) -> 
       updates[path], kept = _adamw_leaf(grad, param, (count, first, second), rate, options, decay)
       for column, value in zip(moments, kept):
         column[path] = value
-    return rules_lib.unflatten_paths(updates), AdamWState(*map(rules_lib.unflatten_paths, moments))
+    return unflatten(updates), AdamWState(*map(unflatten, moments))
 
   return optax.GradientTransformationExtraArgs(init, update)
 
@@ -185,7 +185,7 @@ def _adamw_from_config(config, rules: Rules) -> Optimiser:
 OPTIMISERS: dict[str, Callable[..., Optimiser]] = {'adamw': _adamw_from_config}
 
 
-def make_optimiser(config, rules: Rules = EVERYTHING) -> Optimiser:
+def make_optimiser(config: Any, rules: Rules = EVERYTHING) -> Optimiser:
   """Builds the optimiser that `config.train` names.
 
   Args:

@@ -3,41 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from pemt_jax.errors import UserError
+from pemt_jax.trees import Tree as Params, flatten, merge, unflatten
 
-Params = dict[str, Any]
 Rules = Sequence[tuple[str, str]]
 
 FROZEN = 'frozen'
 BASE_GROUP = 'base'
 EVERYTHING: Rules = (('.*', BASE_GROUP),)
-
-
-def flatten_paths(tree: Params, prefix: str = '') -> dict[str, Any]:
-  """Flattens nested dicts to {'a/b/c': leaf}, in the order of the dicts."""
-  flat = {}
-  for name, value in tree.items():
-    path = f'{prefix}/{name}' if prefix else str(name)
-    if isinstance(value, Mapping):
-      flat.update(flatten_paths(value, path))
-    else:
-      flat[path] = value
-  return flat
-
-
-def unflatten_paths(flat: Mapping[str, Any]) -> Params:
-  """Inverse of `flatten_paths`."""
-  tree: Params = {}
-  for path, leaf in flat.items():
-    *parents, name = path.split('/')
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[name] = leaf
-  return tree
 
 
 def group_of(path: str, rules: Rules) -> str | None:
@@ -63,7 +38,7 @@ def assign_groups(params: Params, rules: Rules) -> dict[str, str]:
   """
   groups: dict[str, str] = {}
   used: set[int] = set()
-  for path in flatten_paths(params):
+  for path in flatten(params):
     index = next((i for i, (pattern, _) in enumerate(rules) if re.fullmatch(pattern, path)), None)
     if index is None:
       raise UserError(f"Parameter '{path}' matches none of the {len(rules)} trainable rules; add a "
@@ -95,10 +70,10 @@ def split_params(params: Params, rules: Rules) -> tuple[Params, Params]:
     UserError: see `assign_groups`.
   """
   groups = assign_groups(params, rules)
-  flat = flatten_paths(params)
+  flat = flatten(params)
   frozen = {path: leaf for path, leaf in flat.items() if groups[path] == FROZEN}
   tuned = {path: leaf for path, leaf in flat.items() if groups[path] != FROZEN}
-  return unflatten_paths(frozen), unflatten_paths(tuned)
+  return unflatten(frozen), unflatten(tuned)
 
 
 def merge_params(frozen: Params, tuned: Params) -> Params:
@@ -107,10 +82,7 @@ def merge_params(frozen: Params, tuned: Params) -> Params:
   Raises:
     UserError: both trees have the same leaf.
   """
-  merged = flatten_paths(frozen)
-  for path, leaf in flatten_paths(tuned).items():
-    if path in merged:
-      raise UserError(f"Parameter '{path}' is in the frozen and in the tuned tree; keep it in one "
-                      'of them.')
-    merged[path] = leaf
-  return unflatten_paths(merged)
+  for path in sorted(set(flatten(frozen)) & set(flatten(tuned))):
+    raise UserError(f"Parameter '{path}' is in the frozen and in the tuned tree; keep it in one of "
+                    'them.')
+  return merge(frozen, tuned)

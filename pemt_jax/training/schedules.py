@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike as Array
 
 
 def _warm(step, warmup):
@@ -20,23 +21,23 @@ def _progress(step, warmup, total):
   return jnp.clip((step - warmup) / jnp.maximum(total - warmup, 1.0), 0.0, 1.0)
 
 
-def linear_schedule(step, peak, warmup, total) -> jax.Array:
+def linear_schedule(step: Array, peak: Array, warmup: Array, total: Array) -> jax.Array:
   """Warm-up from 0 to `peak`, then linear to 0 at `total`; scalars or [replica]."""
   return peak * _warm(step, warmup) * (1.0 - _progress(step, warmup, total))
 
 
-def constant_schedule(step, peak, warmup, total) -> jax.Array:
+def constant_schedule(step: Array, peak: Array, warmup: Array, total: Array) -> jax.Array:
   """Warm-up from 0 to `peak`, then `peak`; scalars or [replica]."""
   del total
   return peak * _warm(step, warmup)
 
 
-def cosine_schedule(step, peak, warmup, total) -> jax.Array:
+def cosine_schedule(step: Array, peak: Array, warmup: Array, total: Array) -> jax.Array:
   """Warm-up from 0 to `peak`, then half a cosine to 0 at `total`; scalars or [replica]."""
   return peak * _warm(step, warmup) * 0.5 * (1.0 + jnp.cos(jnp.pi * _progress(step, warmup, total)))
 
 
-def inverse_sqrt_schedule(step, peak, warmup, total) -> jax.Array:
+def inverse_sqrt_schedule(step: Array, peak: Array, warmup: Array, total: Array) -> jax.Array:
   """Warm-up from 0 to `peak`, then peak * sqrt(warmup / step); scalars or [replica]."""
   del total
   knee = jnp.maximum(jnp.asarray(warmup, jnp.float32), 1.0)

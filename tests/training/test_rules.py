@@ -7,6 +7,7 @@ import pytest
 
 from pemt_jax.errors import UserError
 from pemt_jax.training import rules
+from pemt_jax.trees import flatten
 
 PARAMS = {
     'shared': {'embedding': np.ones((3, 2))},
@@ -17,11 +18,11 @@ RULES = (('.*/lora/.*', 'base'), ('shared/.*', 'slow'), ('.*', 'frozen'))
 
 def test_split_then_merge_gives_the_same_tree():
   frozen, tuned = rules.split_params(PARAMS, RULES)
-  assert list(rules.flatten_paths(frozen)) == ['encoder/wo/kernel']
-  assert sorted(rules.flatten_paths(tuned)) == ['encoder/wo/lora/down', 'shared/embedding']
-  merged = rules.flatten_paths(rules.merge_params(frozen, tuned))
-  assert merged.keys() == rules.flatten_paths(PARAMS).keys()
-  assert all(merged[path] is leaf for path, leaf in rules.flatten_paths(PARAMS).items())
+  assert list(flatten(frozen)) == ['encoder/wo/kernel']
+  assert sorted(flatten(tuned)) == ['encoder/wo/lora/down', 'shared/embedding']
+  merged = flatten(rules.merge_params(frozen, tuned))
+  assert merged.keys() == flatten(PARAMS).keys()
+  assert all(merged[path] is leaf for path, leaf in flatten(PARAMS).items())
 
 
 def test_first_matching_rule_decides():
