@@ -129,6 +129,10 @@ class Plan:
     """Returns the plan without the rules that do not hold in this layer."""
     return Plan(tuple(rule for rule in self.rules if rule.at(stack, layer)))
 
+  def outside_layers(self) -> Plan:
+    """Returns the rules that also hold outside of layers: at embeddings, final norms, the head."""
+    return Plan(tuple(rule for rule in self.rules if rule.layers is None))
+
   def segments(self, stack: str, depth: int) -> list[tuple[int, int]]:
     """Cuts the layers of a stack into the longest ranges [start, stop) with equal rules."""
     starts = [0]
@@ -145,19 +149,26 @@ class Plan:
       depths: number of layers of each stack.
 
     Raises:
-      UserError: a rule matches no site, names a missing layer, or shares its name with another
-        rule at the same site.
+      UserError: a rule matches no site, names no layer, a missing layer or a layer without its
+        site, or shares its name with another rule at the same site.
     """
     for rule in self.rules:
-      if not fnmatch.filter(sites, rule.site):
+      found = fnmatch.filter(sites, rule.site)
+      if not found:
         raise UserError(
             f"plan rule '{rule.name}' matches no site: '{rule.site}' is not among"
             f' {", ".join(sites)}; change the site pattern of the rule.')
+      if rule.layers == ():
+        raise UserError(f"plan rule '{rule.name}' names no layer; remove the rule or give layers.")
       for stack, layer in rule.layers or ():
         if layer not in range(depths.get(stack, 0)):
           raise UserError(
               f"plan rule '{rule.name}' names layer {layer} of '{stack}', which has"
               f' {depths.get(stack, 0)} layers; change the layers of the rule.')
+        if not any(path.startswith(f'{stack}/') for path in found):
+          raise UserError(
+              f"plan rule '{rule.name}' names layer {layer} of '{stack}', where no site matches"
+              f" '{rule.site}'; change the layers or the site pattern of the rule.")
     for stack, depth in depths.items():
       for plan in (self.for_layer(stack, layer) for layer in range(depth)):
         for path in fnmatch.filter(sites, f'{stack}/*'):

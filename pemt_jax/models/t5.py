@@ -7,6 +7,7 @@ A plan (`models/sites.py`) places deltas at sites; with the empty plan this is t
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 from typing import Any
 
 import flax.struct
@@ -66,6 +67,16 @@ def segment_name(start: int, stop: int, depth: int) -> str:
   return 'layers' if (start, stop) == (0, depth) else f'layers_{start}_{stop}'
 
 
+def stack_sites(config: T5Config, stack: str) -> list[str]:
+  """Site paths of one stack, without layer indices; only the encoder's embeddings are a site."""
+  decoder = stack == 'decoder'
+  paths = [] if decoder else ['encoder/embed']
+  for kind in ['self_attention', 'cross_attention'][:2 if decoder else 1]:
+    paths += [f'{stack}/{kind}_norm'] + [f'{stack}/{kind}/{name}' for name in 'qkvo']
+  mlp = ['wi_0', 'wi_1', 'wo'] if config.gated else ['wi', 'wo']
+  return paths + [f'{stack}/mlp_norm', *(f'{stack}/mlp/{n}' for n in mlp), f'{stack}/final_norm']
+
+
 def _concatenate_aux(parts: list[Aux]) -> Aux:
   names = sorted({name for part in parts for name in part})
   return {name: jnp.concatenate([part[name] for part in parts if name in part]) for name in names}
@@ -110,8 +121,9 @@ class Stack(nn.Module):
         bidirectional=spec.stack == 'encoder', stddev=config.embed**-0.5)
     for start, stop in self.segments:
       setattr(self, segment_name(start, stop, self.depth), self._segment(start, stop))
-    self.final_norm = spec.norm('final_norm')
-    self.embed = EmbedSite(spec.site('embed', config.embed, ('vocab', 'embed')), spec.plan)
+    outside = dataclasses.replace(spec, plan=spec.plan.outside_layers())
+    self.final_norm = outside.norm('final_norm')
+    self.embed = EmbedSite(spec.site('embed', config.embed, ('vocab', 'embed')), outside.plan)
 
   @property
   def depth(self) -> int:
@@ -139,9 +151,13 @@ class Stack(nn.Module):
 
   @nn.compact
   def prepare(self, context: SiteContext) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Runs the preparation of every planned delta once; returns (shared, per_layer)."""
+    """Runs the preparation of every delta of this stack once; returns (shared, per_layer)."""
     shared, per_layer = {}, {}
+    sites = stack_sites(self.spec.config, self.spec.stack)
     for rule in self.spec.plan.rules:
+      # Rules of one name are one delta whose form differs between layers; they share this.
+      if rule.name in shared or not fnmatch.filter(sites, rule.site):
+        continue
       module = rule.delta.prepare(self.spec.stack, rule.name)
       if module is not None:
         shared[rule.name], layered = module(context)
@@ -244,7 +260,7 @@ class T5(nn.Module):
     self.decoder = Stack(dataclasses.replace(spec, stack='decoder'))
     if not config.tied_head:
       head = Site('lm_head', config.vocab_size, 'embed', 'vocab', spec.dtype)
-      self.lm_head = layers.Projection(head, self.plan, 1.0)
+      self.lm_head = layers.Projection(head, self.plan.outside_layers(), 1.0)
 
   def depths(self) -> dict[str, int]:
     """Number of layers of each stack."""
@@ -252,14 +268,8 @@ class T5(nn.Module):
 
   def sites(self) -> list[str]:
     """All site paths, without layer indices."""
-    mlp = ['wi_0', 'wi_1', 'wo'] if self.config.gated else ['wi', 'wo']
-    paths = ['encoder/embed', 'decoder/embed'] + ([] if self.config.tied_head else ['lm_head'])
-    for stack, kinds in (('encoder', ['self_attention']),
-                         ('decoder', ['self_attention', 'cross_attention'])):
-      for kind in kinds:
-        paths += [f'{stack}/{kind}_norm'] + [f'{stack}/{kind}/{name}' for name in 'qkvo']
-      paths += [f'{stack}/mlp_norm', *(f'{stack}/mlp/{n}' for n in mlp), f'{stack}/final_norm']
-    return paths
+    return [path for stack in self.depths() for path in stack_sites(self.config, stack)] + (
+        [] if self.config.tied_head else ['lm_head'])
 
   def encode(self, inputs: jax.Array, inputs_mask: jax.Array,
              task_ids: jax.Array | None = None, key: jax.Array | None = None) -> Encoded:
