@@ -12,6 +12,8 @@ from pemt_jax.deltas.lora import uniform_init
 from pemt_jax.models.layers import MASKED, dropout, fold_name
 from pemt_jax.models.sites import Aux, Base, Site, SiteContext
 
+HIGHEST = jax.lax.Precision.HIGHEST
+
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
@@ -49,7 +51,7 @@ def correlate(table: jax.Array, sources: jax.Array, sources_mask: jax.Array) -> 
   Returns:
     [expert, prompt, source_prompt]; rows sum to 1 over the real positions of each source.
   """
-  logits = jnp.einsum('pe,nse->nps', table, sources, precision=jax.lax.Precision.HIGHEST)
+  logits = jnp.einsum('pe,nse->nps', table, sources, precision=HIGHEST)
   return jax.nn.softmax(logits + (1.0 - sources_mask)[:, None, :] * MASKED, axis=-1)
 
 
@@ -88,4 +90,4 @@ class _Prompt(nn.Module):
                  2: padding[:, None, None]}
       key = fold_name(context.key, 'prompt_correlation')
       weights = dropout(weights, self.config.correlation_dropout, key, offsets)
-    return table + jnp.einsum('nps,nse->pe', weights, sources), correlation
+    return table + jnp.einsum('nps,nse->pe', weights, sources, precision=HIGHEST), correlation

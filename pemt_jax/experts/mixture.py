@@ -28,7 +28,8 @@ class SourceMixture:
     pool_without_prompt: what the encoder's gate reads without a prompt: 'first' position or
       'all' positions, padding included.
     mask_padding: leave padding out of the sparsity loss; the published loss averages over it, so
-      that it depends on the length to which a batch happens to be padded.
+      that it depends on the length to which a batch happens to be padded. Padding of the prompt
+      never counts.
   """
 
   experts: LoRAExperts | AdapterExperts
@@ -82,7 +83,7 @@ class _Gate(nn.Module):
   def __call__(self, z: jax.Array) -> jax.Array:
     init = nn.with_logical_partitioning(nn.initializers.zeros, (self.axis, 'expert'))
     kernel = self.param('kernel', init, (z.shape[-1], self.count), jnp.float32)
-    return z @ kernel
+    return jnp.matmul(z, kernel, precision=jax.lax.Precision.HIGHEST)
 
 
 class _TargetAdapter(nn.Module):
@@ -120,6 +121,9 @@ class _SourceMixture(nn.Module):
     positions = jnp.broadcast_to(context.rows[:, None], cosine.shape[:2])
     if self.config.mask_padding:
       positions = positions * context.mask
+    elif self.site.stack == 'encoder' and context.prompt_mask is not None:
+      # Padding of the prompt is not part of the published average: it is there for replicas only.
+      positions = positions.at[:, :context.prompt_mask.shape[0]].multiply(context.prompt_mask)
     mean_cosine = jnp.einsum('blx,bl->x', cosine, positions) / jnp.maximum(positions.sum(), 1.0)
     mean_gate = context.rows @ gate / jnp.maximum(context.rows.sum(), 1.0)
     return jnp.sum(mean_gate * (1.0 - mean_cosine))
