@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import json
 import pathlib
+import sys
 
 from absl import flags
 import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from pemt_jax import cli
 from pemt_jax.errors import UserError
@@ -19,8 +24,6 @@ CASES = flags.DEFINE_string('cases', None, 'Folder searched for case.json files.
 OUTPUT = flags.DEFINE_string('output', None, 'Folder for <case>.npz or <case>.json.', required=True)
 SCAN = flags.DEFINE_bool('scan_layers', True, 'Loop over layers by scan; False unrolls.')
 DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Compute dtype.')
-
-DATA_CASES = ('data_pipeline', 'metrics')
 
 
 def compute(case_dir: pathlib.Path, case: dict, run: Compute) -> tuple[str, object]:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pemt_jax.errors import UserError
 from pemt_jax.interop import files, pemt_original
 from pemt_jax.interop.pemt_layout import PemtLayout
 from pemt_jax.methods import baselines, pemt
@@ -28,9 +29,16 @@ def method_of(layout: PemtLayout, options: dict[str, Any]) -> Method:
   Args:
     layout: parts of the case's state.
     options: `method_config` of the case.
+
+  Raises:
+    UserError: the case ran another method.
   """
   config = layout.backbone
-  if layout.expert_form is None:
+  if layout.expert_form is None or layout.attention_rank or layout.attention_adapter_width:
+    foreign = sorted(set(options) - {'note'})
+    if foreign:
+      raise UserError(f"method_config has '{foreign[0]}', which belongs to none of the methods that"
+                      ' can be recomputed (full tuning, PEMT stages 1 and 2); leave the case out.')
     return baselines.full(baselines.FullOptions(), config, 0)
   scaling = options.get('lora_scaling')
   if scaling is None and 'lora_alpha' in options:
@@ -85,14 +93,18 @@ def compute(case_dir: pathlib.Path, run: Compute = Compute()) -> dict[str, np.nd
 
   Returns:
     name -> array, under the original's names.
+
+  Raises:
+    UserError: the case ran a method that is not PEMT's, its files do not fit it, or it requires an
+      array that the method does not have.
   """
   case = json.loads((case_dir / 'case.json').read_text())
   layout = pemt_original.layout_from_case(case)
+  method = method_of(layout, case['method_config'])
   state = files.read_tensors(case_dir / 'state.safetensors')
   variables = jax.tree.map(jnp.asarray, pemt_original.state_to_tree(state, layout))
   with np.load(case_dir / 'inputs.npz') as inputs:
     batch = read_batch(dict(inputs))
-  method = method_of(layout, case['method_config'])
   model = T5(layout.backbone, method.plan, run)
   wanted = case['arrays']
   outputs = _forward(model, variables, batch)
@@ -110,6 +122,11 @@ def compute(case_dir: pathlib.Path, run: Compute = Compute()) -> dict[str, np.nd
   if 'greedy_tokens' in wanted:
     length = wanted['greedy_tokens']['shape'][1]
     outputs['greedy_tokens'] = _greedy(model, variables, batch, length)
+  missing = [name for name, array in wanted.items()
+             if array.get('required') and name not in outputs]
+  if missing:
+    raise UserError(f"{case_dir / 'case.json'} requires '{missing[0]}', which method"
+                    f" '{method.name}' does not produce; correct its arrays or its method_config.")
   return {name: np.asarray(value).astype(wanted[name]['dtype'])
           for name, value in outputs.items() if name in wanted}
 
