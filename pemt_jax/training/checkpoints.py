@@ -144,7 +144,7 @@ class BestTrees:
     tree = tree_files.read_tree(self.path(name, step))
     return tree.get('tuned', {}), tree.get('constants', {})
 
-  def prune(self, wanted: Iterable[tuple[str, int]]) -> None:
+  def prune(self, wanted: Iterable[tuple[str, int | None]]) -> None:
     """Removes all trees but the `wanted` (replica, step)."""
     keep = {self.path(name, step) for name, step in wanted}
     for folder in self.folder.glob('*/*'):

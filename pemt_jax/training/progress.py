@@ -22,7 +22,8 @@ class Progress:
     best_value: value of the selecting metric there, or None.
     best_metrics: all metrics of that evaluation.
     evaluations_since_best: evaluations without improvement.
-    seconds: training time shared with the other replicas of the program, without evaluation.
+    seconds: training time of the program while this replica was live; compilation is in it,
+      evaluation and saving are not.
   """
 
   step: int = 0

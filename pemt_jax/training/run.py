@@ -34,6 +34,7 @@ class Run:
     self.experiment, self.options, self.workdir = experiment, options, workdir
     self.replicas = {replica.name: replica for replica in experiment.replicas}
     self.progress = {name: Progress() for name in names}
+    self.epoch = {r.name: experiment.steps_per_epoch(r) for r in experiment.replicas}
     self.frozen = jax.tree.map(jnp.asarray, experiment.frozen)
     self.tx = optimisers.make_optimiser(options, experiment.rules)
     self.store = checkpoints.RunCheckpoints(workdir / 'checkpoints' / 'run', options.keep)
@@ -161,9 +162,8 @@ class Run:
 
   def due(self) -> list[Replica]:
     """Live members whose evaluation is due at this step."""
-    epoch = self.experiment.steps_per_epoch
-    return [r for r in self.live
-            if evaluation_is_due(r, self.step, self.options.eval_every, epoch(r))]
+    every = self.options.eval_every
+    return [r for r in self.live if evaluation_is_due(r, self.step, every, self.epoch[r.name])]
 
   def evaluate(self, due: list[Replica]) -> list[str]:
     """Evaluates, keeps best trees, ends replicas; returns a line to show for each of them."""
@@ -184,9 +184,10 @@ class Run:
           named = {f'{split}/{name}': value for name, value in result.items()}
           self.writer.write(self.step, replica.name, named)
         if progress.record(result if evaluated else None, self.options, replica.name):
-          mine = jax.device_get(jax.tree.map(lambda x, i=index: x[i], (tuned, constants)))
+          mine = jax.tree.map(lambda x, i=index: x[i], jax.device_get((tuned, constants)))
           self.best.save(replica.name, self.step, *mine)
         progress.finished |= self.step >= replica.total_steps
+      self._prune()
       self._leave()
     return [f'{r.name} at step {self.step}: ' + ', '.join(f'{k} {v:.4g}' for k, v in result.items())
             for r, result in zip(due, results)]
@@ -212,7 +213,7 @@ class Run:
     return bool(due) if every == 'evaluation' else self.step % every == 0
 
   def save(self) -> None:
-    """Saves the run; then best trees that no checkpoint refers to are removed."""
+    """Saves the run."""
     self._check_finite()
     with self.meter.paused():
       self.store.save(self.state, {
@@ -220,9 +221,15 @@ class Run:
           'members': [replica.name for replica in self.members],
           'progress': {name: dataclasses.asdict(p) for name, p in self.progress.items()},
           'streams': {name: stream.get_state() for name, stream in self.streams.items()}})
-      wanted = [(name, progress['best_step']) for step in self.store.steps()
-                for name, progress in self.store.record(step)['progress'].items()]
-      self.best.prune(wanted)
+      self._prune()
+
+  def _prune(self) -> None:
+    """Removes best trees that neither this run nor one of its checkpoints refers to."""
+    wanted = [(name, progress.best_step) for name, progress in self.progress.items()]
+    for step in self.store.steps():
+      books = self.store.record(step)['progress']
+      wanted += [(name, book['best_step']) for name, book in books.items()]
+    self.best.prune(wanted)
 
   def __enter__(self) -> Run:
     return self

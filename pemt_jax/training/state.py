@@ -50,7 +50,7 @@ def _named_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def stack_replicas(trees: Sequence[Any]) -> Any:
-  """Stacks equal trees on a new leading [replica] axis.
+  """Stacks equal trees on a new leading [replica] axis, on the host (nothing is compiled).
 
   Raises:
     UserError: names or shapes differ between replicas.
@@ -63,13 +63,16 @@ def stack_replicas(trees: Sequence[Any]) -> Any:
         raise UserError(f"'{name}' has shape {shapes.get(name, 'absent')} in replica {index} and "
                         f"{first.get(name, 'absent')} in replica 0; replicas of one run need equal "
                         'shapes, so pad them or train these replicas one by one.')
-  return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
+  return jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(list(trees)))
 
 
 def take_replicas(tree: Any, indices: Sequence[int]) -> Any:
-  """Selects replicas: every leaf [replica, ...] becomes [len(indices), ...]."""
+  """Selects replicas: every leaf [replica, ...] becomes [len(indices), ...].
+
+  It goes through the host, where nothing is compiled: selections are rare and differ in size.
+  """
   chosen = np.asarray(indices, np.int32)
-  return jax.tree.map(lambda leaf: leaf[chosen], tree)
+  return jax.tree.map(lambda leaf: jnp.asarray(leaf[chosen]), jax.device_get(tree))
 
 
 def take_state(state: RunState, indices: Sequence[int]) -> RunState:
@@ -90,7 +93,8 @@ def init_state(tuned: Any, constants: Any, keys: np.ndarray,
     tx: optimiser; its state is made for each replica.
   """
   replicas = len(keys)
+  tuned, constants = jax.tree.map(jnp.asarray, (tuned, constants))
   return RunState(
-      step=jnp.zeros((), jnp.int32), tuned=tuned, moments=jax.vmap(tx.init)(tuned),
+      step=jnp.zeros((), jnp.int32), tuned=tuned, moments=jax.jit(jax.vmap(tx.init))(tuned),
       constants=constants, key=jnp.asarray(keys), active=jnp.ones((replicas,), bool),
       first_bad_step=jnp.full((replicas,), -1, jnp.int32))
