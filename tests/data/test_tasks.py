@@ -19,8 +19,8 @@ PUBLISHED = {'piqa': 'first_character', 'social_i_qa': 'first_character',
 
 
 @pytest.fixture(scope='module')
-def golden_examples(golden_root) -> dict:
-  path = golden_root / 'pemt' / 'data_pipeline' / 'examples.json'
+def golden_examples(shared_root) -> dict:
+  path = shared_root / 'golden' / 'pemt' / 'data_pipeline' / 'examples.json'
   if not path.is_file():
     pytest.skip(f'no {path}')
   return json.loads(path.read_text(encoding='utf-8'))
@@ -172,6 +172,8 @@ def test_record_lists_may_be_json_text():
 @pytest.mark.parametrize('row, source', [
     (dict(text='I saw Bob and he ran', span1_index=2, span1_text='Bob', span2_index=4,
           span2_text='he'), 'text: I saw * Bob * and # he # ran'),
+    (dict(text='he and he met he', span1_index=0, span1_text='he', span2_index=2, span2_text='he'),
+     'text: * he * and # he # met he'),
     (dict(text='he saw Bob.', span1_index=2, span1_text='Bob', span2_index=0, span2_text='he'),
      'text: # he # saw * Bob *.'),
     (dict(text='I saw Bob and he ran', span1_index=3, span1_text='Bob', span2_index=5,
