@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
 import pathlib
-from typing import Any
 
 from pemt_jax import trees
 from pemt_jax.errors import UserError
+from pemt_jax.interop import expert_format
 from pemt_jax.interop import files
 from pemt_jax.interop import huggingface
 from pemt_jax.interop import pemt_files
@@ -31,13 +31,11 @@ class Artefact:
     params: backbone and deltas, or one of them.
     constants: masks of padded prompts.
     layout: which parts `params` has.
-    card: description of an expert of the library; empty for other formats.
   """
 
   params: Tree
   constants: Tree
   layout: PemtLayout
-  card: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +45,8 @@ class Options:
   Attributes:
     sources: 'task' or 'task=folder' of each expert in the order of the bank.
     target: task of the target adapter.
-    backbone: T5 (folder, name or hub id) to put under the deltas; None leaves the input as it is.
+    backbone: T5 (folder, name or hub id) that deltas stand on; put under an input without one, and
+      named in the card of an expert.
     weights: 'torch' or 'safetensors' files, where a format has both; '' means the format's own
       habit (torch for the PEMT code's, safetensors for `hf_t5`).
     shards: number of weight files, for `hf_t5`.
@@ -115,8 +114,10 @@ def convert(
     if kind not in FORMATS:
       raise UserError(f"Unknown format '{kind}'; known are {', '.join(FORMATS)}.")
   artefact = FORMATS[source_kind].read(pathlib.Path(source), options)
-  if options.backbone is not None:
+  if options.backbone is not None and artefact.layout.backbone is None:
     artefact = _on_backbone(artefact, options.backbone)
+  elif options.backbone is not None and target_kind != 'expert':
+    raise UserError(f"Input '{source}' has a backbone of its own; leave --backbone out.")
   written = FORMATS[target_kind].write(pathlib.Path(target), artefact, options)
   return [path for path in trees.flatten(artefact.params) if path not in written]
 
@@ -230,6 +231,19 @@ def _write_tree(path: pathlib.Path, artefact: Artefact, options: Options) -> set
   return set(trees.flatten(artefact.params))
 
 
+def _read_expert(path: pathlib.Path, options: Options) -> Artefact:
+  folders = options.source_folders() if options.sources else None
+  found = expert_format.read(path, folders, options.target)
+  return Artefact(found.params, found.constants, found.layout)
+
+
+def _write_expert(path: pathlib.Path, artefact: Artefact, options: Options) -> set[str]:
+  written = expert_format.write(
+      path, artefact.params, artefact.constants, artefact.layout, options.backbone)
+  # What equals the backbone is not lost: the card names it.
+  return written | set(huggingface.t5_table(artefact.layout.backbone).leaf_shapes())
+
+
 def layout_to_json(layout: PemtLayout) -> str:
   """Returns a layout as JSON, the backbone's config in Hugging Face's form."""
   values = dataclasses.asdict(layout)
@@ -256,5 +270,6 @@ FORMATS: Mapping[str, Format] = {
                           _read_stage2, _write_stage2),
     'pemt_checkpoint': Format('full checkpoint of the PEMT code: pytorch_model.bin or safetensors',
                               _read_checkpoint, _write_checkpoint),
+    'expert': Format('folder of the expert library', _read_expert, _write_expert),
     'safetensors': Format('one file with the tree under its own names', _read_tree, _write_tree),
 }

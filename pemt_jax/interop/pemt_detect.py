@@ -217,7 +217,9 @@ def _tree_size(leaves: Shapes, pattern: str, axis: int = -1) -> int:
 def _tree_layers(stack: str, leaves: Shapes, backbone: T5Config | None) -> int:
   if backbone is not None:
     return backbone.encoder_layers if stack == 'encoder' else backbone.decoder_layers
-  return _tree_size(leaves, rf'^{stack}/layers/', 0)
+  # Adapters may be in some layers only.
+  return max((shape[0] for path, shape in leaves.items() if path.startswith(f'{stack}/layers/')),
+             default=0)
 
 
 def _tree_experts(leaves: Shapes) -> tuple[str | None, int, int]:

@@ -97,34 +97,53 @@ def import_stage2(
     UserError: something is missing, or sources of different sizes.
   """
   state = _read_folder(folder)
-  readers: dict[str, Mapping[str, Any]] = {str(folder): state}
-  for number, (name, source_folder) in enumerate((sources or {}).items()):
-    suffix = f'.{number}' if len(sources) > 1 else ''
-    readers[str(source_folder)] = _as_source(_read_folder(source_folder), name, number, suffix,
-                                             already=state)
-  joined = files.TensorFiles(folder, readers)
+  states = {name: _read_folder(place) for name, place in (sources or {}).items()}
+  joined = files.TensorFiles(folder, {str(folder): state, 'its sources': {
+      name: value for name, value in join_sources(states).items() if name not in state}})
   layout = pemt_original.layout_from_state(
-      joined, sources=list(sources) if sources else None, target=target)
+      joined, sources=list(states) if states else None, target=target)
   parts = [part for part in _WITHOUT_BACKBONE if part != 'gates']
   return layout, pemt_original.state_to_tree(joined, layout, parts=parts)
 
 
-def _as_source(
-    state: Mapping[str, Any], source: str, number: int, suffix: str, already: Mapping[str, Any]
-) -> dict[str, Any]:
-  """Renames a source's tensors to what they are called inside stage 2."""
-  renamed = {}
-  own_tasks = pemt_layout.tasks_at(pemt_layout.EXPERT_SITE, state)
-  for name, value in state.items():
-    if name == pemt_layout.TASK_PROMPT:
-      name = f'task_list.{number}'
-    elif name.endswith(('.lora_A', '.lora_B')) and '.DenseReluDense.' in name:
-      name += suffix
-    elif own_tasks:
-      name = name.replace(f'.adapters.{own_tasks[0]}.', f'.adapters.{source}.')
-    if name not in already:
-      renamed[name] = value
-  return renamed
+def join_sources(states: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+  """Names the tensors of stage-1 experts as stage 2 calls them.
+
+  Args:
+    states: source task -> state dict of its stage 1, in the order of the bank.
+
+  Returns:
+    One state dict: `.k` after the names of LoRA factors if there are several sources, prompts as
+    `task_list.k`, adapter experts under their source's task.
+  """
+  joined = {}
+  for number, (source, state) in enumerate(states.items()):
+    suffix = f'.{number}' if len(states) > 1 else ''
+    own_tasks = pemt_layout.tasks_at(pemt_layout.EXPERT_SITE, state)
+    for name, value in state.items():
+      if name == pemt_layout.TASK_PROMPT:
+        name = f'task_list.{number}'
+      elif name.endswith(('.wo.lora_A', '.wo.lora_B')):
+        name += suffix
+      elif own_tasks:
+        name = name.replace(f'.adapters.{own_tasks[0]}.', f'.adapters.{source}.')
+      joined[name] = value
+  return joined
+
+
+def split_sources(state: Mapping[str, Any], layout: PemtLayout) -> dict[str, dict[str, Any]]:
+  """Inverse of `join_sources`: source task -> state dict of its stage 1."""
+  states: dict[str, dict[str, Any]] = {}
+  for number, source in enumerate(layout.sources):
+    suffix = f'.{number}' if layout.has_mixture else ''
+    own = {f'task_list.{number}': pemt_layout.TASK_PROMPT}
+    for name in state:
+      if name.endswith((f'.wo.lora_A{suffix}', f'.wo.lora_B{suffix}')):
+        own[name] = name.removesuffix(suffix)
+      elif f'.adapters.{source}.' in name:
+        own[name] = name
+    states[source] = {new: state[old] for old, new in own.items() if old in state}
+  return states
 
 
 def export_stage1(

@@ -62,7 +62,8 @@ def assert_same_files(first, second):
 def test_expert_through_the_tree_file_and_back(tmp_path, expert):
   one = formats.Options(weights='safetensors')
   assert convert('pemt_stage1', 'safetensors', expert, tmp_path / 'x.safetensors', one) == []
-  assert convert('safetensors', 'pemt_stage1', tmp_path / 'x.safetensors', tmp_path / 'y', one) == []
+  back = convert('safetensors', 'pemt_stage1', tmp_path / 'x.safetensors', tmp_path / 'y', one)
+  assert back == []
   for name in ('lora.safetensors', 'task_embedding.safetensors'):
     assert_same_files(files.read_tensors(expert / name), files.read_tensors(tmp_path / 'y' / name))
 
