@@ -154,6 +154,16 @@ def test_a_task_of_the_users_own_needs_only_a_train_file(tmp_path):
   assert loaded['validation'].provenance['source'] == 'file'
 
 
+def test_a_given_validation_file_leaves_the_given_train_file_whole(tmp_path):
+  files = {split: _write(tmp_path / f'{split}.jsonl', _sentences(5)) for split in SPLITS[:2]}
+  config = DataConfig(files=files, split_rule='first_n_of_train', validation_rows=2,
+                      split_names={'train': 'train_l'})
+  assert len(load_task('cola', 'train', config).examples) == 5
+  config = DataConfig(files={'train': files['train']}, split_rule='first_n_of_train',
+                      validation_rows=2, split_names={'train': 'train_l'})
+  assert len(load_task('cola', 'train', config).examples) == 3
+
+
 def test_differences_of_one_task_leave_the_others_alone(root):
   config = DataConfig(root=str(root), validation_rows=5, per_task={
       'glue-sst2': {'split_rule': 'natural', 'split_names': {'train': 'validation'}}})

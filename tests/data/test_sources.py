@@ -123,7 +123,8 @@ def test_an_absent_split_names_the_splits_there_are(tmp_path):
   assert _message(sources.read_local, get_task('winogrande'), 'train', tmp_path) == (
       f"task 'winogrande' has no split 'train' below {tmp_path}: looked in "
       'winogrande/winogrande_xl (absent), winogrande/winogrande (holds train_l, train_s, '
-      'validation), winogrande (holds no rows); add train.jsonl there, name another split in data.split_names, or choose another '
+      'validation), winogrande (holds no rows); add '
+      'train.jsonl there, name another split in data.split_names, or choose another '
       'data.split_rule or data.source.')
 
 

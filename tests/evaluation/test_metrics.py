@@ -55,6 +55,12 @@ def test_undefined_correlations_are_zero(predictions):
   assert metrics.spearman_corrcoef(predictions, targets) == {'spearmanr': 0.0}
 
 
+def test_text_that_is_no_finite_number_counts_as_minus_one():
+  targets = ['0', '1', '2', '3']
+  wanted = metrics.pearson_corrcoef(['2', '-1', '-1', '5'], targets)
+  assert metrics.pearson_corrcoef(['2', 'oops', 'inf', '5'], targets) == wanted != {'pearson': 0.0}
+
+
 def test_squad_takes_the_best_reference():
   assert metrics.squad(['The  Red, house!'], [['blue', 'red house']]) == {'em': 100.0, 'f1': 100.0}
   assert metrics.squad(['red'], [['blue', 'red house']]) == pytest.approx({'em': 0, 'f1': 200 / 3})

@@ -23,10 +23,10 @@ def test_right_answers_give_every_task_its_full_average(name):
 
 
 def test_the_average_is_over_the_selection_metrics_only():
-  examples = _examples(['equivalent', 'equivalent', 'not_equivalent', 'not_equivalent'])
-  given = ['equivalent', 'junk', 'not_equivalent', 'equivalent']
+  examples = _examples(['equivalent', 'equivalent', 'equivalent', 'not_equivalent'])
+  given = ['equivalent', 'equivalent', 'junk', 'equivalent']
   assert score(get_task('mrpc'), given, examples) == {
-      'accuracy': 50.0, AVERAGE: 50.0, 'f1': pytest.approx(50.0)}
+      'accuracy': 50.0, AVERAGE: 50.0, 'f1': pytest.approx(200 / 3)}
   examples = _examples(['entailment', 'contradiction', 'neutral'])
   assert score(get_task('superglue-cb'), ['entailment', 'contradiction', 'junk'], examples) == {
       'accuracy': pytest.approx(200 / 3), AVERAGE: pytest.approx(200 / 3),
