@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 
 import hypothesis
@@ -72,9 +71,8 @@ def test_published_rules_by_size():
   assert read('piqa', 'test') == ('validation', 'all')
 
 
-def test_published_splits_reproduce_the_golden_indices(golden_case):
-  cases = json.loads((golden_case / 'examples.json').read_text(encoding='utf-8'))
-  for name, case in cases.items():
+def test_published_splits_reproduce_the_golden_indices(golden_examples):
+  for name, case in golden_examples.items():
     task, sizes = TASKS[name], case['sizes']
     for split, key in (('train', 'train_indices_first'), ('validation', 'validation_indices_first'),
                        ('validation', 'validation_half_indices'), ('test', 'test_half_indices')):
@@ -87,10 +85,9 @@ def test_published_splits_reproduce_the_golden_indices(golden_case):
         assert len(indices) == case['splits'][split]['num_rows'], (name, split)
 
 
-def test_few_shot_draws_reproduce_the_golden_indices(golden_case):
-  cases = json.loads((golden_case / 'examples.json').read_text(encoding='utf-8'))
+def test_few_shot_draws_reproduce_the_golden_indices(golden_examples):
   drawn = 0
-  for name, case in cases.items():
+  for name, case in golden_examples.items():
     wanted = case['few_shot_4']
     if 'error' in wanted:
       assert TASKS[name].few_shot_label is None, name

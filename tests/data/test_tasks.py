@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from pemt_jax.data import templates
@@ -16,14 +14,6 @@ from pemt_jax.evaluation.postprocess import POSTPROCESS
 # Templates of the published run where the task's own template differs.
 PUBLISHED = {'piqa': 'first_character', 'social_i_qa': 'first_character',
              'snli': 'two_spaces_before_hypothesis'}
-
-
-@pytest.fixture(scope='module')
-def golden_examples(shared_root) -> dict:
-  path = shared_root / 'golden' / 'pemt' / 'data_pipeline' / 'examples.json'
-  if not path.is_file():
-    pytest.skip(f'no {path}')
-  return json.loads(path.read_text(encoding='utf-8'))
 
 
 def _triples(examples):
