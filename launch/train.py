@@ -5,8 +5,13 @@ python launch/train.py --config=configs/pemt/stage1.py --workdir=DIR [--config.x
 
 from __future__ import annotations
 
+import pathlib
+import sys
+
 from absl import flags
 from ml_collections import config_flags
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from pemt_jax import cli
 

@@ -15,12 +15,18 @@ from pemt_jax.models.t5 import T5
 from pemt_jax.trees import Tree, flatten, merge, unflatten
 
 Metrics = dict[str, jax.Array]
+Observe = Callable[[Aux, jax.Array], Metrics]
 Auxiliary = Callable[[Aux, jax.Array], tuple[jax.Array, Metrics]]
 
 
 def no_auxiliary(aux: Aux, rows: jax.Array) -> tuple[jax.Array, Metrics]:
   """No extra loss, no extra metrics."""
   return jnp.zeros((), jnp.float32), {}
+
+
+def no_observation(aux: Aux, rows: jax.Array) -> Metrics:
+  """Nothing to observe."""
+  return {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +37,15 @@ class Method:
     name: name of method and stage, such as `pemt/stage2`.
     plan: which deltas act where.
     tuned: ordered (path pattern, learning-rate group or 'frozen'); the first match decides.
-    auxiliary: (auxiliaries, rows [batch]) -> (extra loss [], metrics).
+    auxiliary: (auxiliaries, rows [batch]) -> (extra loss [], scalar metrics).
+    observe: (auxiliaries, rows) -> arrays whose means over evaluation batches are of interest.
   """
 
   name: str
   plan: Plan
   tuned: tuple[tuple[str, str], ...]
   auxiliary: Auxiliary = no_auxiliary
+  observe: Observe = no_observation
 
 
 def shift_right(targets: jax.Array, start_id: int) -> jax.Array:

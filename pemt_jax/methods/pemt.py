@@ -199,7 +199,7 @@ def stage2(options: Stage2Options, config: T5Config, prompt_length: int,
   if options.tune_norms:
     tuned.append(NORMS)
   return Method('pemt/stage2', Plan(tuple(rules)), (*tuned, FROZEN),
-                mixture_auxiliary(options.sparsity_weight))
+                mixture_auxiliary(options.sparsity_weight), mean_gates)
 
 
 def _single_source(bank, bottleneck, inside):
@@ -252,3 +252,10 @@ def mixture_auxiliary(sparsity_weight: float) -> Auxiliary:
     return sparsity_weight * sparsity, metrics | {'sparsity_loss': sparsity}
 
   return auxiliary
+
+
+def mean_gates(aux: Aux, rows: jax.Array) -> Metrics:
+  """Mean gates [layer, expert] of each stack over real rows."""
+  weight = rows / jnp.maximum(rows.sum(), 1.0)
+  return {f'gates/{stack}': jnp.einsum('lbx,b->lx', aux[name], weight)
+          for stack in ('encoder', 'decoder') if (name := f'{stack}/mlp/wo/pemt/gate') in aux}

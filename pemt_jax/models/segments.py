@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from pemt_jax.errors import UserError
@@ -42,6 +43,11 @@ def join(tree: Tree) -> Tree:
   for name, paths in _parts(flat).items():
     joined[name] = flat[paths[0]] if len(paths) == 1 else jnp.concatenate([flat[p] for p in paths])
   return unflatten(joined)
+
+
+def join_shapes(tree: Tree) -> Tree:
+  """`join` for a tree of shapes."""
+  return jax.eval_shape(join, tree)
 
 
 def cut(tree: Tree, template: Tree) -> Tree:

@@ -7,13 +7,20 @@ import pathlib
 from typing import Any
 
 import jax
+import ml_collections as mlc
 import numpy as np
 
-from pemt_jax.experts.library import ExpertCard, expert_folder, save_expert
-from pemt_jax.models.segments import join
+from pemt_jax.experts.library import (
+    ExpertCard, check_backbone, expert_folder, load_card, load_expert, save_expert)
+from pemt_jax.experts.tree_files import check_description, describe
+from pemt_jax.models.segments import cut, join, join_shapes
 from pemt_jax.models.sites import Plan
-from pemt_jax.stages.build import Stage
-from pemt_jax.trees import Tree
+from pemt_jax.stages.backbone import Backbone
+from pemt_jax.stages.build import Stage, build
+from pemt_jax.stages.config import base_config
+from pemt_jax.stages.prompts import trim
+from pemt_jax.stages.sources import PROMPT, expand
+from pemt_jax.trees import Tree, flatten, unflatten
 
 
 def plan_as_json(plan: Plan) -> list[dict[str, Any]]:
@@ -38,23 +45,101 @@ def save_experts(stage: Stage, tuned: Tree, constants: Tree, results: dict[str, 
     Replica name -> folder of its expert.
   """
   folders = {}
-  for index, replica in enumerate(stage.experiment.replicas):
+  for index, (name, spec) in enumerate(stage.specs.items()):
     own = lambda tree, index=index: join(jax.tree.map(lambda a: np.asarray(a[index]), tree))
-    spec = stage.specs[replica.name]
-    folder = expert_folder(workdir, replica.name)
-    save_expert(folder, own(tuned), own(constants), ExpertCard(
-        name=replica.name, method=stage.method.name, plan=plan_as_json(stage.method.plan),
+    folder = expert_folder(workdir, name)
+    save_expert(folder, *_without_padding(own(tuned), own(constants)), ExpertCard(
+        name=name, method=stage.method.name, plan=plan_as_json(stage.method.plan),
         backbone_id=stage.backbone.name, backbone_hash=stage.backbone.hash, task=spec.task,
-        metrics=results[replica.name]['final_metrics'],
+        metrics=results[name]['final_metrics'],
         extra={'options': stage.config.method.to_dict(), 'seed': spec.seed,
                'config': stage.config.to_dict(),
-               'sources': [{'task': name, 'folder': f'../../sources/{pathlib.Path(path).name}'}
-                           for name, path in _sources(stage)]}))
-    folders[replica.name] = folder
+               'sources': _sources(stage)}))
+    folders[name] = folder
   return folders
 
 
-def _sources(stage: Stage) -> list[tuple[str, str]]:
+def _without_padding(tuned: Tree, constants: Tree) -> tuple[Tree, Tree]:
+  """Drops the rows that pad a prompt to the longest one of its program."""
+  mask = flatten(constants).get(f'{PROMPT}/mask')
+  if mask is None:
+    return tuned, constants
+  flat, state = flatten(tuned), flatten(constants)
+  flat[f'{PROMPT}/table'] = trim(flat[f'{PROMPT}/table'], mask)
+  state[f'{PROMPT}/mask'] = mask[mask > 0]
+  return unflatten(flat), unflatten(state)
+
+
+def config_from_json(values: dict[str, Any]) -> mlc.ConfigDict:
+  """Rebuilds the config of a stage from the plain values of a card or config.json."""
+  config = base_config(values['stage'])
+
+  def fill(node, plain):
+    with node.unlocked():
+      for key, value in plain.items():
+        if isinstance(value, dict) and isinstance(node.get(key), mlc.ConfigDict):
+          fill(node[key], value)
+        else:
+          node[key] = tuple(value) if isinstance(value, list) else value
+
+  fill(config, values)
+  return config
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedExpert:
+  """An expert with everything that its predictions need.
+
+  Attributes:
+    stage: built for the expert's task.
+    name: replica name within the stage.
+    tuned: leaves [1, ...].
+    constants: leaves [1, ...].
+    card: of the expert.
+  """
+
+  stage: Stage
+  name: str
+  tuned: Tree
+  constants: Tree
+  card: ExpertCard
+
+
+def open_expert(folder: pathlib.Path, backbone: Backbone | None = None,
+                overrides: dict[str, Any] | None = None) -> LoadedExpert:
+  """Loads an expert folder and builds its stage.
+
+  Args:
+    folder: `<workdir>/experts/<name>`.
+    backbone: a backbone that is loaded already.
+    overrides: dotted config path -> value in place of the trained config's.
+
+  Raises:
+    UserError: no expert, another backbone, or missing source experts.
+  """
+  folder = pathlib.Path(folder)
+  card = load_card(folder)
+  config = config_from_json(card.extra['config'])
+  with config.unlocked():
+    config.tasks, config.seeds, config.learning_rates = (card.task,), (card.extra['seed'],), ()
+    config.sources = tuple(str((folder / source['folder']).resolve())
+                           for source in card.extra['sources'])
+    for path, value in (overrides or {}).items():
+      config.update_from_flattened_dict({path: value})
+  stage = build(config, folder.resolve().parent.parent, backbone)
+  check_backbone(card, stage.backbone.name, stage.backbone.hash)
+  tuned, constants, _ = load_expert(folder)
+  expected = stage.start.tuned_shapes()
+  check_description(describe(tuned), describe(join_shapes(expected)), folder)
+  first = lambda tree: jax.tree.map(lambda a: np.asarray(a)[None], cut(tree, expected))
+  lifted = jax.tree.map(lambda a: np.asarray(a)[None], constants)
+  return LoadedExpert(stage, next(iter(stage.specs)), first(tuned), lifted, card)
+
+
+def _sources(stage: Stage) -> list[dict[str, str]]:
+  """Source experts, relative to the folder of an expert of the same run."""
   if stage.sources is None:
     return []
-  return list(zip(stage.sources.names, stage.config.sources, strict=True))
+  folders = [f'../../sources/{folder.name}' for folder in expand(stage.config.sources)]
+  return [{'task': task, 'folder': folder}
+          for task, folder in zip(stage.sources.names, folders, strict=True)]

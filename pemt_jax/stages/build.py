@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Any
 
 import jax
 import ml_collections as mlc
@@ -29,9 +28,53 @@ from pemt_jax.training.state import replica_key
 from pemt_jax.trees import Tree, flatten, merge, unflatten
 
 
+class Start:
+  """First values of a stage: what is frozen, and (tuned, constants) of each replica.
+
+  Attributes:
+    frozen: frozen parameters on the device.
+    shapes: {'params', 'constants'} of the model as shapes.
+  """
+
+  def __init__(self, config, backbone, model, method, specs, ids, sources):
+    self._config, self._backbone, self._method = config, backbone, method
+    self._specs, self._ids = specs, ids
+    self.shapes = nn.meta.unbox(boxed_shapes(model))
+    loaded = merge(backbone.params, sources.params if sources else {})
+    self._loaded = cut(loaded, self.shapes['params'])
+    self._init = initialiser(model, self._loaded)
+    frozen, _ = split_params(merge(self.shapes['params'], self._loaded), method.tuned)
+    flat, missing = flatten(self._loaded), set(flatten(frozen)) - set(flatten(self._loaded))
+    if missing:  # A frozen delta without a file, such as a gate that stays uniform.
+      flat |= flatten(self._init(jax.random.key(config.seeds[0]))[0])
+    kept = {path: flat[path] for path in flatten(frozen)}
+    self.frozen = as_frozen(unflatten(kept), config.model.frozen_dtype)
+
+  def tuned_shapes(self) -> Tree:
+    """Shapes of the tuned tree of one replica."""
+    return split_params(self.shapes['params'], self._method.tuned)[1]
+
+  def __call__(self, replica: Replica) -> tuple[Tree, Tree]:
+    """First (tuned, constants) of a replica; a function of its name, seed and task."""
+    spec = self._specs[replica.name]
+    key = fold_name(jax.random.wrap_key_data(replica_key(replica.name, replica.seed)), 'init')
+    params, constants = self._init(key)
+    params = merge(params, self._loaded)
+    table = flatten(params).get('encoder/embed/prompt/table')
+    if table is not None:
+      prompt = prompts.initial_prompt(
+          self._config.prompt.init, self._ids[spec.task],
+          self._backbone.params['shared']['embedding'], fold_name(key, 'prompt'))
+      prompt, mask = prompts.left_pad(prompt, table.shape[0])
+      params = merge(params, {'encoder': {'embed': {'prompt': {'table': prompt}}}})
+      constants = merge(constants, {'encoder': {'embed': {'prompt': {'mask': mask}}}})
+    _, tuned = split_params(params, self._method.tuned)
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tuned), constants
+
+
 @dataclasses.dataclass
 class Stage:
-  """A stage ready to run or to evaluate.
+  """A stage ready to run, to evaluate or to predict.
 
   Attributes:
     config: the stage's config.
@@ -39,11 +82,10 @@ class Stage:
     method: recipe.
     model: backbone with the method's plan.
     specs: replica name -> what it trains on.
-    store: rows of the replicas.
-    experiment: for the loop.
+    store: rows of the replicas, loaded when asked for.
+    start: first values and frozen parameters.
     evaluator: scores and predictions.
     sources: source experts of a second stage, or None.
-    shapes: {'params', 'constants'} of the model as shapes.
   """
 
   config: mlc.ConfigDict
@@ -52,10 +94,27 @@ class Stage:
   model: T5
   specs: dict[str, ReplicaSpec]
   store: RowStore
-  experiment: Experiment
+  start: Start
   evaluator: Evaluator
   sources: Sources | None
-  shapes: Tree
+
+  def experiment(self) -> Experiment:
+    """What the loop trains; loads the training rows.
+
+    Raises:
+      UserError: rows that cannot be found or do not fit.
+    """
+    by_name = lambda replica: self.specs[replica.name]
+    replicas = tuple(
+        make_replica(spec.name, spec.config.train, self.store.steps_per_epoch(spec),
+                     seed=spec.seed, learning_rate=spec.learning_rate)
+        for spec in self.specs.values())
+    return Experiment(
+        replicas=replicas, frozen=self.start.frozen, init=self.start,
+        loss_fn=make_loss(self.model, self.method), evaluate=self.evaluator,
+        stream=lambda replica: self.store.stream(by_name(replica)),
+        steps_per_epoch=lambda replica: self.store.steps_per_epoch(by_name(replica)),
+        stack=stack_batches, rules=self.method.tuned)
 
 
 def make_method(config: mlc.ConfigDict, backbone: Backbone, prompt_length: int,
@@ -78,11 +137,11 @@ def build(config: mlc.ConfigDict, workdir: str | pathlib.Path,
     backbone: a backbone that is loaded already.
 
   Raises:
-    UserError: whatever in the config, the data or the files does not fit.
+    UserError: whatever in the config or the files does not fit.
   """
   workdir = pathlib.Path(workdir)
-  backbone = backbone or load_backbone(config, config.seeds[0])
   specs = {spec.name: spec for spec in replica_specs(config)}
+  backbone = backbone or load_backbone(config, config.seeds[0])
   store = RowStore(backbone.tokenizer, workdir / 'cache')
   sources = None
   if config.stage == 'pemt/stage2':
@@ -92,54 +151,7 @@ def build(config: mlc.ConfigDict, workdir: str | pathlib.Path,
          for task in {spec.task for spec in specs.values()}}
   method = make_method(config, backbone, max(map(len, ids.values())), sources)
   model = T5(backbone.config, method.plan, backbone.compute)
-  start = _Start(config, backbone, model, method, specs, ids, sources)
-  evaluator = Evaluator(make_predict(model, method, generation_config(config, backbone.config)),
-                        store, specs)
-  by_name = lambda replica: specs[replica.name]
-  experiment = Experiment(
-      replicas=tuple(_replica(spec, store) for spec in specs.values()), frozen=start.frozen,
-      init=start, loss_fn=make_loss(model, method),
-      stream=lambda replica: store.stream(by_name(replica)), evaluate=evaluator,
-      steps_per_epoch=lambda replica: store.steps_per_epoch(by_name(replica)),
-      stack=stack_batches, rules=method.tuned)
-  return Stage(config, backbone, method, model, specs, store, experiment, evaluator, sources,
-               start.shapes)
-
-
-def _replica(spec: ReplicaSpec, store: RowStore) -> Replica:
-  return make_replica(spec.name, spec.config.train, store.steps_per_epoch(spec), seed=spec.seed,
-                      learning_rate=spec.learning_rate)
-
-
-class _Start:
-  """First values: what is frozen, and (tuned, constants) of each replica."""
-
-  def __init__(self, config, backbone, model, method, specs, ids, sources):
-    self._config, self._backbone, self._method = config, backbone, method
-    self._specs, self._ids = specs, ids
-    self.shapes = nn.meta.unbox(boxed_shapes(model))
-    loaded = merge(backbone.params, sources.params if sources else {})
-    self._loaded = cut(loaded, self.shapes['params'])
-    self._init = initialiser(model, self._loaded)
-    frozen, _ = split_params(merge(self.shapes['params'], self._loaded), method.tuned)
-    flat, missing = flatten(self._loaded), set(flatten(frozen)) - set(flatten(self._loaded))
-    if missing:  # A frozen delta without a file, such as a gate that stays uniform.
-      flat |= flatten(self._init(jax.random.key(config.seeds[0]))[0])
-    kept = {path: flat[path] for path in flatten(frozen)}
-    self.frozen = as_frozen(unflatten(kept), config.model.frozen_dtype)
-
-  def __call__(self, replica: Replica) -> tuple[Tree, Tree]:
-    spec = self._specs[replica.name]
-    key = fold_name(jax.random.wrap_key_data(replica_key(replica.name, replica.seed)), 'init')
-    params, constants = self._init(key)
-    params = merge(params, self._loaded)
-    table = flatten(params).get('encoder/embed/prompt/table')
-    if table is not None:
-      prompt = prompts.initial_prompt(
-          self._config.prompt.init, self._ids[spec.task],
-          self._backbone.params['shared']['embedding'], fold_name(key, 'prompt'))
-      prompt, mask = prompts.left_pad(prompt, table.shape[0])
-      params = merge(params, {'encoder': {'embed': {'prompt': {'table': prompt}}}})
-      constants = merge(constants, {'encoder': {'embed': {'prompt': {'mask': mask}}}})
-    _, tuned = split_params(params, self._method.tuned)
-    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tuned), constants
+  start = Start(config, backbone, model, method, specs, ids, sources)
+  predict = make_predict(model, method, generation_config(config, backbone.config))
+  evaluator = Evaluator(predict, store, specs)
+  return Stage(config, backbone, method, model, specs, store, start, evaluator, sources)

@@ -93,8 +93,8 @@ def base_config(stage: str) -> mlc.ConfigDict:
     generation[name] = getattr(GenerationConfig(), name)
   config.train = default_train_config()
   config.train.metric = 'average_metrics'
-  # Fields (dotted paths) that differ for a task, such as {'superglue-multirc': {'data.batch_size':
-  # 64}}; these must agree between replicas of one program.
+  # Fields that differ for a task, such as {'superglue-multirc': {'data': {'batch_size': 64}}};
+  # rows, epochs, rates and warm-up may differ between the replicas of one program.
   config.per_task = mlc.ConfigDict()
   return config.lock()
 
@@ -122,17 +122,48 @@ def for_task(config: mlc.ConfigDict, task: str) -> mlc.ConfigDict:
   Raises:
     UserError: a difference names no field.
   """
-  changed = config.copy_and_resolve_references()
+  differences = config.per_task.get(task)
+  if not differences:
+    return config
+  changed = mlc.ConfigDict(config)
+
+  def apply(node, own, place):
+    for key, value in own.items():
+      if key not in node:
+        raise UserError(f"per_task.{task} changes '{place}{key}', which is no config field;"
+                        ' correct it.')
+      if isinstance(value, mlc.ConfigDict):
+        apply(node[key], value, f'{place}{key}.')
+      else:
+        node[key] = value
+
   with changed.unlocked():
-    for key, value in config.per_task.get(task, {}).items():
-      node = changed
-      *parents, last = key.split('.')
-      for parent in parents:
-        node = node.get(parent, None)
-      if node is None or last not in node:
-        raise UserError(f"per_task.{task} changes '{key}', which is no config field; correct it.")
-      node[last] = value
+    apply(changed, differences, '')
   return changed
+
+
+def parse_argument(text: str | None, **defaults: Any) -> dict[str, Any]:
+  """Reads the argument of a config file, `file.py:name=value,name=value`.
+
+  Args:
+    text: what stands behind the colon.
+    **defaults: known names with their defaults; values take the type of the default.
+
+  Raises:
+    UserError: an unknown name, or a value of another type.
+  """
+  values = dict(defaults)
+  for part in filter(None, (text or '').split(',')):
+    name, _, value = part.partition('=')
+    if name not in defaults:
+      raise UserError(f"config argument '{part}' is unknown; give {', '.join(defaults)} as"
+                      ' name=value, separated by commas.')
+    try:
+      values[name] = type(defaults[name])(value)
+    except ValueError as error:
+      raise UserError(f"config argument '{part}' is no {type(defaults[name]).__name__}; correct"
+                      ' it.') from error
+  return values
 
 
 def generation_config(config: mlc.ConfigDict, model_config: Any) -> GenerationConfig:

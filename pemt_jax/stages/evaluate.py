@@ -44,7 +44,8 @@ def make_predict(model: T5, method: Method, options: GenerationConfig) -> Callab
     step = lambda tokens, position, cache: apply(tokens, position, cache, memory,
                                                  method='decode_step')
     tokens = generation.generate(step, cache, rows, options, axis)
-    return tokens, metrics | {'total': total, 'weight': weight, 'extra': extra}
+    observed = method.observe(aux, encoded.rows)
+    return tokens, metrics | observed | {'total': total, 'weight': weight, 'extra': extra}
 
   @jax.jit
   def every(tuned, frozen, constants, batch):
@@ -80,7 +81,7 @@ class Evaluator:
     self.specs = specs
 
   def predictions(self, tuned: Tree, frozen: Tree, constants: Tree, names: Sequence[str],
-                  split: str) -> tuple[list[list[str]], list[list[dict[str, float]]]]:
+                  split: str) -> tuple[list[list[str]], list[list[dict[str, np.ndarray]]]]:
     """Decodes a split for several replicas.
 
     Returns:
@@ -89,7 +90,7 @@ class Evaluator:
     specs = [self.specs[name] for name in names]
     batches = [self.store.eval_batches(spec, split) for spec in specs]
     tokens = [dict() for _ in specs]
-    statistics: list[list[dict[str, float]]] = [[] for _ in specs]
+    statistics: list[list[dict[str, np.ndarray]]] = [[] for _ in specs]
     for number in range(max(map(len, batches))):
       group = [own[number] if number < len(own) else filler_like(own[-1]) for own in batches]
       out, stats = jax.device_get(self.predict(tuned, frozen, constants,
@@ -99,7 +100,7 @@ class Evaluator:
           if example != FILLER:
             tokens[i][int(example)] = out[i, row]
         if number < len(batches[i]):
-          statistics[i].append({name: float(value[i]) for name, value in stats.items()})
+          statistics[i].append({name: np.asarray(value[i]) for name, value in stats.items()})
     decode = self.store.tokenizer.decode_batch
     return [decode([found[j] for j in range(len(found))]) for found in tokens], statistics
 
@@ -115,11 +116,18 @@ class Evaluator:
     return results
 
 
-def summarise(statistics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def summarise(statistics: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
   """Joins the statistics of batches: token mean of the loss, unweighted means of the others."""
   column = lambda name: np.array([stats[name] for stats in statistics])
   weight = column('weight')
   loss = float(column('total').sum() / max(weight.sum(), 1.0))
-  names = [name for name in statistics[0] if name not in ('total', 'weight', 'extra')]
+  names = [name for name, value in statistics[0].items()
+           if name not in ('total', 'weight', 'extra') and not np.ndim(value)]
   means = {name: float(column(name).mean()) for name in names}
   return {'loss': loss + float(column('extra').mean()), 'cross_entropy_nats': loss, **means}
+
+
+def observations(statistics: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  """Means over batches of the arrays that a method observes."""
+  return {name: np.mean([stats[name] for stats in statistics], axis=0)
+          for name, value in statistics[0].items() if np.ndim(value)}

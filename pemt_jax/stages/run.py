@@ -11,10 +11,11 @@ import ml_collections as mlc
 import numpy as np
 
 from pemt_jax.experts import tree_files
-from pemt_jax.stages import span_corruption
+from pemt_jax.stages import analysis, span_corruption
 from pemt_jax.stages.artefacts import save_experts
 from pemt_jax.stages.backbone import Backbone
 from pemt_jax.stages.build import Stage, build
+from pemt_jax.training.experiment import Experiment
 from pemt_jax.training.loop import TrainResult, train
 
 
@@ -49,19 +50,21 @@ def run_stage(config: mlc.ConfigDict, workdir: str | pathlib.Path,
   if config.stage == 'span_corruption':
     return _pretrain(config, workdir, backbone)
   stage = build(config, workdir, backbone)
-  if config.together or len(stage.experiment.replicas) == 1:
-    trained = train(stage.experiment, config, workdir)
+  experiment = stage.experiment()
+  if config.together or len(experiment.replicas) == 1:
+    trained = train(experiment, config, workdir)
   else:
-    trained = _one_by_one(stage, config, workdir)
+    trained = _one_by_one(experiment, config, workdir)
+  analysis.write(stage, trained, workdir)
   folders = save_experts(stage, trained.tuned, trained.constants, trained.results, workdir)
   return StageResult(stage, trained, folders)
 
 
-def _one_by_one(stage: Stage, config: mlc.ConfigDict, workdir: pathlib.Path) -> TrainResult:
+def _one_by_one(experiment: Experiment, config: mlc.ConfigDict, workdir: pathlib.Path) -> TrainResult:
   """Trains replicas one after the other, each in a folder of its own; joins their results."""
   parts = []
-  for replica in stage.experiment.replicas:
-    alone = dataclasses.replace(stage.experiment, replicas=(replica,))
+  for replica in experiment.replicas:
+    alone = dataclasses.replace(experiment, replicas=(replica,))
     parts.append(train(alone, config, workdir / 'replicas' / replica.name))
   joined: dict[str, Any] = {}
   for part in parts:
@@ -69,7 +72,7 @@ def _one_by_one(stage: Stage, config: mlc.ConfigDict, workdir: pathlib.Path) -> 
   tree_files.write_json(workdir / 'result.json', {'replicas': joined})
   stack = lambda *leaves: np.concatenate(leaves)
   return TrainResult(
-      stage.experiment.replicas, jax.tree.map(stack, *(part.tuned for part in parts)),
+      experiment.replicas, jax.tree.map(stack, *(part.tuned for part in parts)),
       jax.tree.map(stack, *(part.constants for part in parts)), joined, workdir)
 
 

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from pemt_jax.errors import UserError
-from pemt_jax.experts.library import CARD, ExpertCard, check_backbone, load_expert
+from pemt_jax.experts import tree_files
+from pemt_jax.experts.library import (
+    CARD, ExpertCard, check_backbone, expert_folder, load_expert)
 from pemt_jax.methods.pemt import BankShape
 from pemt_jax.stages.prompts import trim
 from pemt_jax.trees import Tree, flatten, unflatten
@@ -42,7 +44,7 @@ def copy_sources(folders: Sequence[str], place: pathlib.Path) -> list[pathlib.Pa
     UserError: a folder without a card, or two sources of one name.
   """
   copies = []
-  for folder in map(pathlib.Path, folders):
+  for folder in expand(folders):
     if not (folder / CARD).is_file():
       raise UserError(f'source {folder} holds no expert ({CARD} is missing); give folders of'
                       ' experts that a first stage wrote as sources.')
@@ -57,6 +59,18 @@ def copy_sources(folders: Sequence[str], place: pathlib.Path) -> list[pathlib.Pa
       partial.rename(target)
     copies.append(target)
   return copies
+
+
+def expand(folders: Sequence[str]) -> list[pathlib.Path]:
+  """Replaces the folder of a run by its experts, in the order of the run's replicas."""
+  found = []
+  for folder in map(pathlib.Path, folders):
+    if (folder / CARD).is_file() or not (folder / 'result.json').is_file():
+      found.append(folder)
+    else:
+      names = tree_files.read_json(folder / 'result.json')['replicas']
+      found += [expert_folder(folder, name) for name in names]
+  return found
 
 
 def load_sources(folders: Sequence[str | pathlib.Path], backbone_name: str,

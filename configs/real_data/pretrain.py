@@ -1,0 +1,33 @@
+"""A small T5 on plain English text by span corruption, T5's own vocabulary.
+
+python launch/train.py --config=configs/real_data/pretrain.py --workdir=runs/real_data/pretrain \\
+  --config.model.tokenizer=FOLDER_OF_T5_TOKENIZER --config.data.text="('FOLDER_OF_TEXT',)"
+
+Figures: results/real_data.md.
+"""
+
+from pemt_jax.stages.config import base_config
+
+
+def get_config():
+  """6.5 M parameters, 4.1 M of them the embedding."""
+  config = base_config('span_corruption')
+  config.model.name = 't5-small'
+  config.model.weights = 'random'
+  with config.model.shape.unlocked():
+    config.model.shape.update(dict(
+        vocab_size=32128, embed=128, kv=32, heads=4, mlp=512, encoder_layers=4, decoder_layers=4,
+        dropout=0.0))
+  config.data.max_source_length = 128
+  config.data.batch_size = 32
+  config.data.eval_batch_size = 64
+  config.data.validation_chunks = 256
+  config.train.steps = 3500
+  config.train.learning_rate = 3e-3
+  config.train.warmup_steps = 300
+  config.train.schedule = 'cosine'
+  config.train.eval_every = 500
+  config.train.metric = 'loss'
+  config.train.greater_is_better = False
+  config.train.final_split = ''
+  return config

@@ -1,0 +1,41 @@
+"""Scores trained experts on a split.
+
+python launch/evaluate.py --workdir=DIR [--split=test]
+
+DIR is the folder of a run (all of its experts are scored) or of one expert.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+from absl import flags
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from pemt_jax import cli
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run or of an expert.', required=True)
+SPLIT = flags.DEFINE_enum('split', 'test', ['train', 'validation', 'test'], 'Split to score.')
+ROOT = flags.DEFINE_string('data_root', None, 'Folder of local rows in place of the trained one.')
+BACKBONE = flags.DEFINE_string('backbone', None, 'Backbone in place of the trained path.')
+
+
+def main(_: list[str]) -> None:
+  """Scores every expert and writes `evaluation.<split>.json` into the folder."""
+  from pemt_jax.experts import tree_files
+  from pemt_jax.stages import predict
+  overrides = {key: value for key, value in (('data.root', ROOT.value),
+                                             ('model.name', BACKBONE.value)) if value}
+  workdir = pathlib.Path(WORKDIR.value)
+  results = predict.evaluate_experts(workdir, SPLIT.value, overrides)
+  for name, metrics in results.items():
+    print(name, ' '.join(f'{key}={value:.4f}' for key, value in metrics.items()))
+  target = workdir / f'evaluation.{SPLIT.value}.json'
+  tree_files.write_json(target, {'split': SPLIT.value, 'experts': results})
+  print(target)
+
+
+if __name__ == '__main__':
+  cli.run(main)

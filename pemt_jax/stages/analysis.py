@@ -1,0 +1,79 @@
+"""What a run tells about its tasks: mean gates, similarity of prompts, predictions, sizes."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import numpy as np
+
+from pemt_jax.experts import tree_files
+from pemt_jax.stages.backbone import count
+from pemt_jax.stages.build import Stage
+from pemt_jax.stages.evaluate import observations
+from pemt_jax.stages.sources import PROMPT
+from pemt_jax.training.loop import TrainResult
+from pemt_jax.trees import flatten
+
+
+def write(stage: Stage, trained: TrainResult, workdir: pathlib.Path) -> None:
+  """Writes predictions, gates.npz, correlation.npz and parameters.json below the workdir.
+
+  Predictions and gates are those of the final split with the best step of each replica.
+  """
+  split = stage.config.train.final_split
+  names = list(stage.specs)
+  if split:
+    texts, statistics = stage.evaluator.predictions(
+        trained.tuned, stage.start.frozen, trained.constants, names, split)
+    for name, own in zip(names, texts, strict=True):
+      _write_predictions(stage, name, split, own, workdir)
+    _write_gates(stage, names, statistics, workdir)
+  _write_correlation(stage, trained, names, workdir)
+  tuned = flatten(stage.start.tuned_shapes())
+  tree_files.write_json(workdir / 'parameters.json', {
+      'tuned_parameters_per_replica': count(tuned), 'frozen_parameters': count(stage.start.frozen),
+      'tuned_parameters_by_name': {path: int(np.prod(leaf.shape)) for path, leaf in tuned.items()}})
+
+
+def _write_predictions(stage, name, split, texts, workdir):
+  folder = workdir / 'predictions'
+  folder.mkdir(exist_ok=True)
+  examples = stage.store.examples(stage.specs[name], split).examples
+  lines = [json.dumps({'source': example.source, 'target': example.target, 'prediction': text})
+           for example, text in zip(examples, texts, strict=True)]
+  (folder / f'{name}.{split}.jsonl').write_text('\n'.join(lines) + '\n', encoding='utf-8')
+
+
+def _write_gates(stage, names, statistics, workdir):
+  found = [observations(own) for own in statistics]
+  if stage.sources is None or not found[0]:
+    return
+  arrays = {stack: np.stack([own[f'gates/{stack}'] for own in found])
+            for stack in ('encoder', 'decoder')}
+  np.savez(workdir / 'gates.npz', sources=np.array(stage.sources.names), replicas=np.array(names),
+           targets=np.array([stage.specs[name].task for name in names]), **arrays)
+
+
+def prompt_similarity(first: np.ndarray, second: np.ndarray) -> float:
+  """Cosine of the mean rows of two prompts [prompt, embed]."""
+  a, b = first.mean(axis=0), second.mean(axis=0)
+  return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-12))
+
+
+def _write_correlation(stage, trained, names, workdir):
+  """Similarity of tuned prompts to the source prompts, or to each other in a first stage."""
+  tuned, constants = flatten(trained.tuned), flatten(trained.constants)
+  if f'{PROMPT}/table' not in tuned:
+    return
+  tables, masks = tuned[f'{PROMPT}/table'], constants[f'{PROMPT}/mask']
+  own = [table[mask > 0] for table, mask in zip(tables, masks, strict=True)]
+  rows, others, columns = names, own, names
+  if stage.sources is not None and stage.sources.shape.prompt_lengths:
+    stacked = flatten(stage.sources.params)[f'{PROMPT}/sources']
+    lengths = stage.sources.shape.prompt_lengths
+    others = [table[len(table) - n:] for table, n in zip(stacked, lengths, strict=True)]
+    columns = list(stage.sources.names)
+  matrix = np.array([[prompt_similarity(a, b) for b in others] for a in own])
+  np.savez(workdir / 'correlation.npz', matrix=matrix, rows=np.array(rows),
+           columns=np.array(columns))

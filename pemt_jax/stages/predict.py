@@ -1,0 +1,155 @@
+"""Predictions of trained experts: scores on splits, and predictions for files of rows."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pemt_jax.data import pipeline, sources
+from pemt_jax.data.tasks import get_task
+from pemt_jax.data.templates import Example, RowError
+from pemt_jax.errors import UserError
+from pemt_jax.experts.library import CARD, expert_folder, list_experts
+from pemt_jax.models.generation import label_scores_from_logits
+from pemt_jax.stages.artefacts import LoadedExpert, open_expert
+from pemt_jax.stages.backbone import Backbone
+from pemt_jax.training.experiment import Replica
+from pemt_jax.trees import merge
+
+
+def expert_folders(place: pathlib.Path) -> list[pathlib.Path]:
+  """Folders of the experts that a run or expert folder holds.
+
+  Raises:
+    UserError: none.
+  """
+  if (place / CARD).is_file():
+    return [place]
+  names = list_experts(place)
+  if not names:
+    raise UserError(f'{place} holds no expert; give the folder of an expert or of a finished run.')
+  return [expert_folder(place, name) for name in names]
+
+
+def evaluate_experts(place: pathlib.Path, split: str,
+                     overrides: dict[str, Any]) -> dict[str, dict[str, float]]:
+  """Scores all experts below a folder; returns name -> metrics.
+
+  Raises:
+    UserError: no expert, another backbone, or no rows.
+  """
+  results: dict[str, dict[str, float]] = {}
+  backbone: Backbone | None = None
+  for folder in expert_folders(place):
+    expert = open_expert(folder, backbone, overrides)
+    backbone = expert.stage.backbone
+    replica = Replica(expert.name, 0, 0.0, 0, 1)
+    results[folder.name], = expert.stage.evaluator(
+        expert.tuned, expert.stage.start.frozen, expert.constants, (replica,), split)
+  return results
+
+
+def read_examples(path: pathlib.Path, task_name: str) -> list[Example]:
+  """Reads rows to predict: a column `source`, or the fields of the task; labels may be absent.
+
+  Raises:
+    UserError: no rows, or a row that is no input of the task.
+  """
+  task, table = get_task(task_name), sources.read_file(str(path))
+  if not table.rows:
+    raise UserError(f'{path} holds no rows; give a file with rows to predict.')
+  examples = []
+  for index, row in enumerate(table.rows):
+    if row.get('source') is not None:
+      examples.append(Example(str(row['source']), str(row.get('target') or ''), {}))
+      continue
+    label = {task.few_shot_label: 0} if task.few_shot_label else {}
+    try:
+      examples.append(task.template({**label, **row})[0])
+    except RowError as error:
+      raise UserError(f'{table.place(index)}: {error}.') from error
+  return examples
+
+
+def predict_file(place: pathlib.Path, source: pathlib.Path, target: pathlib.Path,
+                 overrides: dict[str, Any]) -> int:
+  """Writes one JSON object per row: source, prediction and, for tasks with labels, label_scores.
+
+  A label's score is the sum of the log-probabilities of its tokens, in nats.
+
+  Returns:
+    Number of rows.
+
+  Raises:
+    UserError: several experts below `place`, or rows that do not fit.
+  """
+  folders = expert_folders(place)
+  if len(folders) > 1:
+    raise UserError(f"{place} holds {len(folders)} experts ({', '.join(f.name for f in folders)});"
+                    ' give the folder of one of them.')
+  expert = open_expert(folders[0], None, overrides)
+  examples = read_examples(source, expert.card.task)
+  texts, scores = predict_examples(expert, examples)
+  words = get_task(expert.card.task).label_words
+  lines = []
+  for i, (example, text) in enumerate(zip(examples, texts, strict=True)):
+    row: dict[str, Any] = {'source': example.source, 'prediction': text}
+    if scores is not None:
+      row['label_scores'] = {word: float(s) for word, s in zip(words, scores[i], strict=True)}
+    lines.append(json.dumps(row, ensure_ascii=False))
+  partial = target.with_name(f'.{target.name}.part')
+  partial.write_text('\n'.join(lines) + '\n', encoding='utf-8')
+  partial.replace(target)
+  return len(lines)
+
+
+def predict_examples(expert: LoadedExpert,
+                     examples: list[Example]) -> tuple[list[str], np.ndarray | None]:
+  """Returns decoded texts, and label scores [example, label] for tasks with labels."""
+  stage, fields = expert.stage, expert.stage.config.data
+  tokenizer, task = stage.backbone.tokenizer, get_task(expert.card.task)
+  data = pipeline.tokenize_examples(
+      examples, tokenizer, max_source_length=fields.max_source_length,
+      max_target_length=fields.max_target_length)
+  labels = tokenizer.encode_batch(task.label_words) if task.label_words else None
+  score = _label_scorer(expert, labels) if labels else None
+  texts, scores = {}, {}
+  for batch in pipeline.eval_batches(data, min(fields.eval_batch_size, len(examples)),
+                                     list(fields.buckets) or None,
+                                     list(fields.target_buckets) or None):
+    out, _ = stage.evaluator.predict(expert.tuned, stage.start.frozen, expert.constants,
+                                     pipeline.stack_batches([batch]))
+    decoded = tokenizer.decode_batch(np.asarray(out)[0])
+    values = np.asarray(score(batch)) if score else None
+    for row, example in enumerate(batch['example_ids']):
+      if example >= 0:
+        texts[int(example)] = decoded[row]
+        scores[int(example)] = None if values is None else values[row]
+  order = range(len(examples))
+  return [texts[i] for i in order], None if not labels else np.stack([scores[i] for i in order])
+
+
+def _label_scorer(expert: LoadedExpert, labels: list[list[int]]):
+  """Compiled batch -> [batch, label] log-probabilities."""
+  size = max(map(len, labels))
+  padded = jnp.array([ids + [0] * (size - len(ids)) for ids in labels], jnp.int32)
+  mask = jnp.array([[1.0] * len(ids) + [0.0] * (size - len(ids)) for ids in labels])
+  model, frozen = expert.stage.model, expert.stage.start.frozen
+  tuned, constants = (jax.tree.map(lambda a: jnp.asarray(a[0]), tree)
+                      for tree in (expert.tuned, expert.constants))
+
+  @jax.jit
+  def score(tuned, frozen, constants, inputs, inputs_mask):
+    variables = {'params': merge(frozen, tuned), 'constants': constants}
+    encoded = model.apply(variables, inputs, inputs_mask, method='encode')
+    logits_fn = lambda decoder_inputs: model.apply(
+        variables, decoder_inputs, jnp.ones(decoder_inputs.shape), encoded, method='decode')[0]
+    return label_scores_from_logits(logits_fn, inputs.shape[0], padded, mask,
+                                    model.config.start_id)
+
+  return lambda batch: score(tuned, frozen, constants, batch['inputs'], batch['inputs_mask'])
