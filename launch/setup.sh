@@ -87,7 +87,7 @@ install() {
     remove_unfinished
   fi
   touch .venv/.installing
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
+  .venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-input \
     "${arguments[@]}" || fail "pip could not install; read its message and run the command again."
   for name in base "$@"; do
     fingerprint "$(file_of "$name")" >".venv/.installed-$name"
