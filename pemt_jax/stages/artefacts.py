@@ -17,7 +17,7 @@ from pemt_jax.models.segments import cut, join, join_shapes
 from pemt_jax.models.sites import Plan
 from pemt_jax.stages.backbone import Backbone
 from pemt_jax.stages.build import Stage, build
-from pemt_jax.stages.config import base_config
+from pemt_jax.stages.config import STAGES, base_config
 from pemt_jax.stages.prompts import trim
 from pemt_jax.stages.sources import PROMPT, expand
 from pemt_jax.trees import Tree, flatten, unflatten
@@ -105,6 +105,16 @@ class LoadedExpert:
   card: ExpertCard
 
 
+def config_of(card: ExpertCard) -> mlc.ConfigDict:
+  """The config that an expert was trained with; an imported expert has only its options."""
+  if 'config' in card.extra:
+    return config_from_json(card.extra['config'])
+  known = {field.name for field in dataclasses.fields(STAGES[card.method])}
+  options = {name: value for name, value in card.extra.get('options', {}).items() if name in known}
+  return config_from_json(
+      {'stage': card.method, 'method': options, 'model': {'name': card.backbone_id}})
+
+
 def open_expert(folder: pathlib.Path, backbone: Backbone | None = None,
                 overrides: dict[str, Any] | None = None) -> LoadedExpert:
   """Loads an expert folder and builds its stage.
@@ -119,16 +129,19 @@ def open_expert(folder: pathlib.Path, backbone: Backbone | None = None,
   """
   folder = pathlib.Path(folder)
   card = load_card(folder)
-  config = config_from_json(card.extra['config'])
+  tuned, constants, _ = load_expert(folder)
+  config = config_of(card)
+  table = flatten(tuned).get(f'{PROMPT}/table')
   with config.unlocked():
-    config.tasks, config.seeds, config.learning_rates = (card.task,), (card.extra['seed'],), ()
+    config.tasks, config.learning_rates = (card.task,), ()
+    config.seeds = (card.extra.get('seed', 0),)
+    config.prompt.length = 0 if table is None else len(table)
     config.sources = tuple(str((folder / source['folder']).resolve())
                            for source in card.extra['sources'])
     for path, value in (overrides or {}).items():
       config.update_from_flattened_dict({path: value})
   stage = build(config, folder.resolve().parent.parent, backbone)
   check_backbone(card, stage.backbone.name, stage.backbone.hash)
-  tuned, constants, _ = load_expert(folder)
   expected = stage.start.tuned_shapes()
   check_description(describe(tuned), describe(join_shapes(expected)), folder)
   first = lambda tree: jax.tree.map(lambda a: np.asarray(a)[None], cut(tree, expected))

@@ -15,11 +15,10 @@ from pemt_jax.data.tasks import get_task
 from pemt_jax.data.templates import Example, RowError
 from pemt_jax.errors import UserError
 from pemt_jax.experts.library import CARD, expert_folder, list_experts
-from pemt_jax.models.generation import label_scores_from_logits
 from pemt_jax.stages.artefacts import LoadedExpert, open_expert
 from pemt_jax.stages.backbone import Backbone
+from pemt_jax.stages.labels import make_label_scorer, score_rows
 from pemt_jax.training.experiment import Replica
-from pemt_jax.trees import merge
 
 
 def expert_folders(place: pathlib.Path) -> list[pathlib.Path]:
@@ -112,44 +111,24 @@ def predict_examples(expert: LoadedExpert,
                      examples: list[Example]) -> tuple[list[str], np.ndarray | None]:
   """Returns decoded texts, and label scores [example, label] for tasks with labels."""
   stage, fields = expert.stage, expert.stage.config.data
-  tokenizer, task = stage.backbone.tokenizer, get_task(expert.card.task)
+  tokenizer, words = stage.backbone.tokenizer, get_task(expert.card.task).label_words
   data = pipeline.tokenize_examples(
       examples, tokenizer, max_source_length=fields.max_source_length,
       max_target_length=fields.max_target_length)
-  labels = tokenizer.encode_batch(task.label_words) if task.label_words else None
-  score = _label_scorer(expert, labels) if labels else None
-  texts, scores = {}, {}
-  for batch in pipeline.eval_batches(data, min(fields.eval_batch_size, len(examples)),
-                                     list(fields.buckets) or None,
-                                     list(fields.target_buckets) or None):
-    out, _ = stage.evaluator.predict(expert.tuned, stage.start.frozen, expert.constants,
+  batches = list(pipeline.eval_batches(
+      data, min(fields.eval_batch_size, len(examples)), list(fields.buckets) or None,
+      list(fields.target_buckets) or None))
+  texts: dict[int, str] = {}
+  frozen = stage.start.frozen
+  for batch in batches:
+    out, _ = stage.evaluator.predict(expert.tuned, frozen, expert.constants,
                                      pipeline.stack_batches([batch]))
     decoded = tokenizer.decode_batch(np.asarray(out)[0])
-    values = np.asarray(score(batch)) if score else None
-    for row, example in enumerate(batch['example_ids']):
-      if example >= 0:
-        texts[int(example)] = decoded[row]
-        scores[int(example)] = None if values is None else values[row]
-  order = range(len(examples))
-  return [texts[i] for i in order], None if not labels else np.stack([scores[i] for i in order])
-
-
-def _label_scorer(expert: LoadedExpert, labels: list[list[int]]):
-  """Compiled batch -> [batch, label] log-probabilities."""
-  size = max(map(len, labels))
-  padded = jnp.array([ids + [0] * (size - len(ids)) for ids in labels], jnp.int32)
-  mask = jnp.array([[1.0] * len(ids) + [0.0] * (size - len(ids)) for ids in labels])
-  model, frozen = expert.stage.model, expert.stage.start.frozen
-  tuned, constants = (jax.tree.map(lambda a: jnp.asarray(a[0]), tree)
-                      for tree in (expert.tuned, expert.constants))
-
-  @jax.jit
-  def score(tuned, frozen, constants, inputs, inputs_mask):
-    variables = {'params': merge(frozen, tuned), 'constants': constants}
-    encoded = model.apply(variables, inputs, inputs_mask, method='encode')
-    logits_fn = lambda decoder_inputs: model.apply(
-        variables, decoder_inputs, jnp.ones(decoder_inputs.shape), encoded, method='decode')[0]
-    return label_scores_from_logits(logits_fn, inputs.shape[0], padded, mask,
-                                    model.config.start_id)
-
-  return lambda batch: score(tuned, frozen, constants, batch['inputs'], batch['inputs_mask'])
+    texts |= {int(example): decoded[row]
+              for row, example in enumerate(batch['example_ids']) if example >= 0}
+  ordered = [texts[index] for index in range(len(examples))]
+  if not words:
+    return ordered, None
+  first = lambda tree: jax.tree.map(lambda a: jnp.asarray(a[0]), tree)
+  trees = (first(expert.tuned), frozen, first(expert.constants))
+  return ordered, score_rows(make_label_scorer(stage.model, tokenizer, words), trees, batches)

@@ -1,0 +1,67 @@
+"""Two-stage PEMT on the embedded playground: experts for all sources, then few-shot targets.
+
+python launch/quickstart.py --workdir=DIR
+
+Ends with a table of test accuracy, target x method, and an HTML report.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pathlib
+import sys
+import time
+
+from absl import flags
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from pemt_jax import cli
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
+COLUMNS = {'prompt only': 'prompt', 'single adapter': 'adapter', 'PEMT': 'pemt/stage2'}
+
+
+def main(_: list[str]) -> None:
+  """Runs both stages and the comparison."""
+  from pemt_jax.reports import html
+  from pemt_jax.stages import columns
+  from pemt_jax.stages.backbone import load_backbone
+  from pemt_jax.stages.run import run_stage
+  workdir, began = pathlib.Path(WORKDIR.value), time.monotonic()
+  stage1 = importlib.import_module('configs.playground.stage1').get_config()
+  stage2 = importlib.import_module('configs.playground.stage2').get_config
+  backbone = load_backbone(stage1)
+  print(f'stage 1: {len(stage1.tasks)} sources in one program')
+  sources = run_stage(stage1, workdir / 'stage1', backbone)
+  for name, values in sources.trained.results.items():
+    print(f"  {name}: {values['final_metrics']['accuracy']:.1f} % test accuracy")
+  records = columns.frozen_column(_one_seed(stage2('full')), workdir / 'frozen', backbone)
+  for title, method in COLUMNS.items():
+    config = stage2(method)
+    if method == 'pemt/stage2':
+      config.sources = (str(workdir / 'stage1'),)
+    print(f'{title}: {len(config.tasks)} targets x {len(config.seeds)} seeds in one program')
+    records += columns.trained_column(title, config, workdir / method.replace('/', '_'), backbone)
+  columns.write_records(workdir, records)
+  report = html.write_report(workdir)
+  _print_table(records)
+  print(f'Report: {report.resolve()}')
+  print(f'{time.monotonic() - began:.0f} s')
+
+
+def _one_seed(config):
+  config.seeds = config.seeds[:1]
+  return config
+
+
+def _print_table(records) -> None:
+  """Prints target x method, mean and spread over seeds."""
+  from pemt_jax.reports import tables
+  entries = [tables.Record(**entry) for entry in records]
+  for table in tables.tables_of(entries):
+    print(tables.to_markdown(table))
+
+
+if __name__ == '__main__':
+  cli.run(main)
