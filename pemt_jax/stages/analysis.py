@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import pathlib
+import resource
+import sys
 
+import jax
 import numpy as np
 
 from pemt_jax.experts import tree_files
@@ -15,6 +18,9 @@ from pemt_jax.stages.sources import PROMPT
 from pemt_jax.training.loop import TrainResult
 from pemt_jax.trees import flatten
 
+# getrusage counts kilobytes on Linux and bytes on macOS.
+_RSS_UNIT = 1 if sys.platform == 'darwin' else 1024
+
 
 def write(stage: Stage, trained: TrainResult, workdir: pathlib.Path) -> None:
   """Writes predictions, gates.npz, correlation.npz and parameters.json below the workdir.
@@ -24,8 +30,8 @@ def write(stage: Stage, trained: TrainResult, workdir: pathlib.Path) -> None:
   split = stage.config.train.final_split
   names = list(stage.specs)
   if split:
-    texts, statistics = stage.evaluator.predictions(
-        trained.tuned, stage.start.frozen, trained.constants, names, split)
+    latest = [stage.evaluator.latest[name, split] for name in names]
+    texts, statistics = zip(*latest, strict=True)
     for name, own in zip(names, texts, strict=True):
       _write_predictions(stage, name, split, own, workdir)
     _write_gates(stage, names, statistics, workdir)
@@ -34,6 +40,15 @@ def write(stage: Stage, trained: TrainResult, workdir: pathlib.Path) -> None:
   tree_files.write_json(workdir / 'parameters.json', {
       'tuned_parameters_per_replica': count(tuned), 'frozen_parameters': count(stage.start.frozen),
       'tuned_parameters_by_name': {path: int(np.prod(leaf.shape)) for path, leaf in tuned.items()}})
+
+
+def write_resources(workdir: pathlib.Path, seconds: float) -> None:
+  """Writes resources.json: wall-clock seconds of this call and peak memory in bytes."""
+  stats = jax.local_devices()[0].memory_stats() or {}
+  host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
+  tree_files.write_json(workdir / 'resources.json', {
+      'seconds': seconds, 'peak_host_bytes': host,
+      'peak_device_bytes': stats.get('peak_bytes_in_use')})
 
 
 def _write_predictions(stage, name, split, texts, workdir):

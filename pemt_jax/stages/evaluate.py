@@ -72,6 +72,7 @@ class Evaluator:
     predict: see `make_predict`.
     store: rows.
     specs: replica name -> what it trains on.
+    latest: (replica name, split) -> texts and statistics of the last evaluation.
   """
 
   def __init__(self, predict: Callable[..., Any], store: RowStore,
@@ -79,6 +80,7 @@ class Evaluator:
     self.predict = predict
     self.store = store
     self.specs = specs
+    self.latest: dict[tuple[str, str], tuple[list[str], list[dict[str, np.ndarray]]]] = {}
 
   def predictions(self, tuned: Tree, frozen: Tree, constants: Tree, names: Sequence[str],
                   split: str) -> tuple[list[list[str]], list[list[dict[str, np.ndarray]]]]:
@@ -111,6 +113,7 @@ class Evaluator:
     texts, statistics = self.predictions(tuned, frozen, constants, names, split)
     results = []
     for name, own, stats in zip(names, texts, statistics, strict=True):
+      self.latest[name, split] = own, stats
       data = self.store.examples(self.specs[name], split)
       results.append(score(data.task, own, data.examples) | summarise(stats))
     return results

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import time
 from typing import Any
 
 import jax
@@ -46,7 +47,7 @@ def run_stage(config: mlc.ConfigDict, workdir: str | pathlib.Path,
   Raises:
     UserError: see `build` and `training.loop.train`.
   """
-  workdir = pathlib.Path(workdir)
+  workdir, began = pathlib.Path(workdir), time.monotonic()
   if config.stage == 'span_corruption':
     return _pretrain(config, workdir, backbone)
   stage = build(config, workdir, backbone)
@@ -57,6 +58,7 @@ def run_stage(config: mlc.ConfigDict, workdir: str | pathlib.Path,
     trained = _one_by_one(experiment, config, workdir)
   analysis.write(stage, trained, workdir)
   folders = save_experts(stage, trained.tuned, trained.constants, trained.results, workdir)
+  analysis.write_resources(workdir, time.monotonic() - began)
   return StageResult(stage, trained, folders)
 
 
