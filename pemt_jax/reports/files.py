@@ -4,8 +4,9 @@ Every stage folder (the workdir itself or a folder below it) may hold:
 
 `result.json`: an object. Its entry `records`, a list of {task, method, value, metric, replica}
   (the last two optional), becomes tables of task x method, mean and spread over replicas. Its entry
-  `replicas`, an object of one object per replica, becomes a table of replica x number. Other
-  numbers are listed.
+  `replicas`, an object of one object per replica, becomes tables of replica x number, one for
+  the plain numbers and one for each inner object; names that differ by their ending `-seed<n>`
+  only are repetitions. Other numbers are listed.
 `metrics.jsonl`: one object per line: `step`, optionally `replica`, and numbers by metric name.
 `config.json`, `environment.json`: objects, shown as they are.
 `gates.npz`: mean gate weights.

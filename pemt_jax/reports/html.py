@@ -103,7 +103,7 @@ def section_of(stage: files.Stage) -> Section:
 
 
 def result_tables(result: Mapping[str, Any], stage: str = '') -> list[tables.Table]:
-  """Tables of a result: one per metric of `records`, one of `replicas`.
+  """Tables of a result: one per metric of `records`, then those of `replicas`.
 
   Args:
     result: content of result.json.
@@ -117,17 +117,29 @@ def result_tables(result: Mapping[str, Any], stage: str = '') -> list[tables.Tab
     records = [tables.Record(**{name: row[name] for name in names & set(row)})
                for row in result.get('records', [])]
     found = tables.tables_of(records)
-    cells = {(replica, name): tables.Cell(float(value), None, 1)
-             for replica, entry in result.get('replicas', {}).items()
-             for name, value in flat_numbers(entry).items()}
+    numbers = {replica: flat_numbers(entry)
+               for replica, entry in result.get('replicas', {}).items()}
   except (TypeError, AttributeError, KeyError) as error:
     raise UserError(f"File result.json of stage '{stage}' does not have the form that "
                     f'pemt_jax/reports/files.py describes ({error}).') from None
-  if cells:
-    rows = tuple(dict.fromkeys(row for row, _ in cells))
-    columns = tuple(dict.fromkeys(column for _, column in cells))
-    found.append(tables.Table('replicas', rows, columns, cells, corner='replica', one_unit=False))
-  return found
+  return found + _replica_tables(numbers)
+
+
+def _replica_tables(numbers: Mapping[str, Mapping[str, float]]) -> list[tables.Table]:
+  """One table for the plain numbers and one for each object among the entries.
+
+  Replicas that differ by their seed share a row.
+  """
+  groups: dict[str, dict[tuple[str, str], list[float]]] = {}
+  for replica, entry in numbers.items():
+    for path, value in entry.items():
+      group, _, name = path.rpartition('/')
+      values = groups.setdefault(group or 'replicas', {})
+      values.setdefault((tables.group_of(replica), name), []).append(value)
+  return [tables.Table(group, tuple(dict.fromkeys(row for row, _ in values)),
+                       tuple(dict.fromkeys(column for _, column in values)),
+                       {key: tables.cell_of(listed) for key, listed in values.items()},
+                       corner='replica', one_unit=False) for group, values in groups.items()]
 
 
 def other_numbers(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from pemt_jax.reports.files import Correlation, Gates
+from pemt_jax.reports.tables import group_of
 
 _DPI = 120
 _PANELS = 12        # most panels of learning curves
-_NAMED_LINES = 8    # most lines with a name and a colour of their own
+_NAMED_GROUPS = 8   # most groups of replicas with a name and a colour of their own
 _WRITTEN_CELLS = 160  # most cells of a heat map that carry their number
 _COLOURS = ('#3366b0', '#d1691e', '#2b8a5b', '#a3459c', '#8a6d1d', '#c23b4e', '#3b9db3', '#6b6b6b')
 _INK, _GRID = '#333333', '#dddddd'
@@ -165,10 +166,17 @@ def curves_of(metrics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, np.nd
           for name, lines in points.items()}
 
 
-def _importance(name: str) -> tuple[bool, bool, str]:
-  """Losses first, then scores, then what only describes speed."""
-  cost = any(part in name for part in ('second', 'tokens', 'time', 'learning_rate'))
-  return cost, 'loss' not in name, name
+def _importance(name: str) -> tuple[int, str]:
+  """Losses first, then scores, then other quantities, gates, and what only describes the run."""
+  split, _, quantity = name.rpartition('/')
+  if any(part in quantity for part in ('second', 'tokens', 'learning_rate')) or (
+      quantity in ('weight', 'grad_norm')):
+    return 4, name
+  if quantity.startswith('moe_weight'):
+    return 3, name
+  if quantity.endswith('loss'):
+    return 0, name
+  return (2 if split == 'train' else 1), name
 
 
 def drawn_and_left(names: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -178,9 +186,10 @@ def drawn_and_left(names: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def learning_curves(metrics: Sequence[Mapping[str, Any]]) -> bytes:
-  """Draws one panel per metric and one line per replica against the step.
+  """Draws one panel per metric against the step.
 
-  With more replicas than can be told apart all lines are grey and their median is drawn on top.
+  Replicas that differ by their seed share a line, the median. With more groups than can be told
+  apart all replicas are grey and their common median is drawn on top.
 
   Args:
     metrics: lines of a metrics file with at least one number.
@@ -190,12 +199,12 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]]) -> bytes:
   columns = min(3, len(names))
   rows = math.ceil(len(names) / columns)
   figure, axes = _figure(4.4 * columns, 2.7 * rows + 0.4, rows, columns)
-  replicas = list(dict.fromkeys(replica for lines in curves.values() for replica in lines))
+  groups = list(dict.fromkeys(group_of(name) for lines in curves.values() for name in lines))
   for panel, name in zip(axes.flat, names):
-    _curve_panel(panel, name, curves[name], replicas)
+    _curve_panel(panel, name, curves[name], groups)
   for panel in axes.flat[len(names):]:
     panel.set_axis_off()
-  if 1 < len(replicas) <= _NAMED_LINES:
+  if 1 < len(groups) <= _NAMED_GROUPS:
     handles, labels = max((panel.get_legend_handles_labels() for panel in axes.flat),
                           key=lambda pair: len(pair[1]))
     figure.legend(handles, labels, loc='outside lower center', ncols=4, fontsize=8, frameon=False)
@@ -203,19 +212,21 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _curve_panel(panel: Any, name: str, lines: Mapping[str, np.ndarray],
-                 replicas: Sequence[str]) -> None:
-  told_apart = len(replicas) <= _NAMED_LINES
+                 groups: Sequence[str]) -> None:
+  told_apart = len(groups) <= _NAMED_GROUPS
+  members: dict[str, list[np.ndarray]] = {}
   for replica, line in lines.items():
-    colour = _COLOURS[replicas.index(replica)] if told_apart else '#bbbbbb'
-    panel.plot(line[:, 0], line[:, 1], color=colour, label=replica or None,
-               linewidth=1.4 if told_apart else 0.7, marker='o' if len(line) < 3 else None,
-               markersize=3)
-  if not told_apart:
-    steps, middle = median_curve(list(lines.values()))
-    panel.plot(steps, middle, color=_COLOURS[0], linewidth=1.8)
-    panel.set_title(f'{name} (median of {len(lines)})', fontsize=9, color=_INK, loc='left')
-  else:
-    panel.set_title(name, fontsize=9, color=_INK, loc='left')
+    members.setdefault(group_of(replica) if told_apart else '', []).append(line)
+  for group, listed in members.items():
+    steps, middle = median_curve(listed)
+    for line in () if told_apart else listed:
+      panel.plot(line[:, 0], line[:, 1], color='#bbbbbb', linewidth=0.7)
+    colour = _COLOURS[groups.index(group) if told_apart else 0]
+    panel.plot(steps, middle, color=colour, label=group or None, linewidth=1.5,
+               marker='o' if len(steps) < 3 else None, markersize=3)
+  most = max(map(len, members.values()))
+  title = f'{name} (median of {most})' if most > 1 else name
+  panel.set_title(title, fontsize=9, color=_INK, loc='left')
   panel.set_xlabel('step', fontsize=8, color=_INK)
   panel.tick_params(labelsize=7, colors=_INK)
   panel.grid(color=_GRID, linewidth=0.6)

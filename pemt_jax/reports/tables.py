@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -73,6 +74,11 @@ def cell_of(values: Sequence[float]) -> Cell:
   if len(numbers) > 1:
     spread = statistics.stdev(numbers) if finite else math.nan
   return Cell(mean, spread, len(numbers))
+
+
+def group_of(replica: str) -> str:
+  """Name of a replica without its seed: `rte-seed3` belongs to `rte`."""
+  return re.sub(r'-seed\d+$', '', replica)
 
 
 def tables_of(records: Iterable[Record], mean_row: str = 'mean') -> list[Table]:

@@ -61,7 +61,20 @@ def test_tables_are_written_as_markdown_and_json(run):
   assert (folder / 'tables.md').read_text().startswith(
       '## stage2: accuracy\n\n| task |         pemt |     <prompt> |\n')
   stages = [table['stage'] for table in json.loads((folder / 'tables.json').read_text())]
-  assert stages == ['stage2', 'stage2']
+  assert stages == ['stage2'] * 3
+
+
+def test_numbers_of_replicas_are_grouped_by_inner_object():
+  plain, test = html.result_tables({'replicas': {
+      'a': {'best_step': 7, 'done': True, 'test': {'f1': 0.5}}, 'b': {'best_step': 8}}})
+  assert (plain.title, plain.rows, plain.columns) == ('replicas', ('a', 'b'), ('best_step',))
+  assert (test.title, test.rows, test.columns) == ('test', ('a',), ('f1',))
+
+
+def test_replicas_that_differ_by_their_seed_share_a_row():
+  table, = html.result_tables({'replicas': {'cb-seed0': {'f1': 0.5}, 'cb-seed1': {'f1': 0.7}}})
+  assert table.rows == ('cb',)
+  assert (table.cells['cb', 'f1'].mean, table.cells['cb', 'f1'].count) == (pytest.approx(0.6), 2)
 
 
 def test_a_second_report_replaces_the_first(run):

@@ -44,16 +44,17 @@ def test_median_curve_at_every_step():
   np.testing.assert_array_equal(middle, [2, 6])
 
 
-def test_losses_are_drawn_first_and_speed_last():
-  names = [f'score{i:02d}' for i in range(12)] + ['train/loss', 'train/tokens_per_second']
-  drawn, left = plots.drawn_and_left(names)
-  assert drawn[0] == 'train/loss'
-  assert left == ['score11', 'train/tokens_per_second']
+def test_losses_are_drawn_first_gates_and_speed_last():
+  names = ['train/tokens_per_second', 'train/moe_weight_0', 'train/entropy', 'validation/accuracy',
+           'train/loss']
+  assert plots.drawn_and_left(names) == (names[::-1], [])
+  many = [f'test/score{i:02d}' for i in range(12)]
+  assert plots.drawn_and_left(['train/loss', *many]) == (['train/loss', *many[:11]], many[11:])
 
 
-@pytest.mark.parametrize('replicas', [1, 3, 12])
-def test_learning_curves_come_out(replicas):
-  lines = [{'step': step, 'replica': f'r{i}', 'loss': 1 / (step + i + 1)}
+@pytest.mark.parametrize('name, replicas', [('r', 1), ('r', 3), ('r', 12), ('r-seed', 12)])
+def test_learning_curves_come_out(name, replicas):
+  lines = [{'step': step, 'replica': f'{name}{i}', 'loss': 1 / (step + i + 1)}
            for step in range(3) for i in range(replicas)]
   assert plots.learning_curves(lines).startswith(PNG)
 

@@ -86,3 +86,8 @@ def test_json_holds_the_same_cells():
   assert [row['name'] for row in data['rows']] == ['rte', 'cb', 'mean']
   assert data['rows'][1]['cells'] == {'pemt': {'mean': 85.0, 'count': 2, 'spread': pytest.approx(
       50 ** 0.5)}}
+
+
+def test_replicas_that_differ_by_their_seed_share_a_group():
+  assert [tables.group_of(name) for name in ('rte-seed0', 'rte-seed12', 'rte', 'a-seed1-b')] == [
+      'rte', 'rte', 'rte', 'a-seed1-b']
