@@ -1,0 +1,27 @@
+"""PEMT stage 1 on six real sources in one program, on the small T5 of configs/real_data/pretrain.py.
+
+python launch/train.py --config=configs/real_data/stage1.py --workdir=runs/real_data/stage1 \\
+  --config.model.name=runs/real_data/pretrain/backbone --config.data.root=DATA
+
+Figures: results/real_data.md.
+"""
+
+from configs.pemt.presets import SOURCES
+from configs.real_data.common import set_data
+from pemt_jax.stages.config import base_config
+
+
+def get_config():
+  """Six sources, rank 16 experts."""
+  config = set_data(base_config('pemt/stage1'))
+  config.tasks = SOURCES
+  config.method.rank = 16
+  config.method.alpha = 16.0
+  config.data.batch_size = 16
+  config.data.max_test_rows = 500
+  config.generation.max_length = 16
+  config.train.steps = 400
+  config.train.learning_rate = 3e-3
+  config.train.warmup_steps = 40
+  config.train.eval_every = 200
+  return config
