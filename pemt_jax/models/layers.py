@@ -127,7 +127,7 @@ class RMSNorm(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, context: SiteContext) -> tuple[jax.Array, Aux]:
     def base(value):
-      init = nn.with_logical_partitioning(nn.initializers.ones, ('embed',))
+      init = nn.with_logical_partitioning(nn.initializers.ones, ('norm',))
       scale = self.param('scale', init, (value.shape[-1],), jnp.float32)
       value = value.astype(jnp.float32)
       variance = jnp.mean(jnp.square(value), axis=-1, keepdims=True)

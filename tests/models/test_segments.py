@@ -1,0 +1,81 @@
+"""Laws of segmented trees: cutting, joining, and equality with one uniform stack."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+from pemt_jax.errors import UserError
+from pemt_jax.models.segments import cut, join
+from pemt_jax.trees import flatten, unflatten
+from tests import tiny
+
+KEY = jax.random.key(5)
+
+
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=4), st.sets(st.integers(0, 3)))
+def test_joining_what_was_cut_gives_the_tree_back(sizes, absent):
+  # A canonical tree: `w` in all layers, `d` in the segments that are not absent.
+  starts = np.cumsum([0, *sizes])
+  template, held = {'other': np.zeros(2)}, 0
+  for i, size in enumerate(sizes):
+    name = f'encoder/layers_{starts[i]}_{starts[i + 1]}' if len(sizes) > 1 else 'encoder/layers'
+    template[f'{name}/w'] = np.zeros((size, 2))
+    if i not in absent:
+      template[f'{name}/d/x'] = np.zeros((size, 3))
+      held += size
+  tree = {'other': np.arange(2.0), 'encoder/layers/w': np.arange(2.0 * starts[-1]).reshape(-1, 2)}
+  if held:
+    tree['encoder/layers/d/x'] = np.arange(3.0 * held).reshape(-1, 3)
+  tree = unflatten(tree)
+  parts = cut(tree, unflatten(template))
+  assert {path: leaf.shape for path, leaf in flatten(parts).items()} == {
+      path: leaf.shape for path, leaf in template.items()}
+  tiny.assert_trees_close(join(parts), tree)
+  tiny.assert_trees_close(join(tree), tree)
+
+
+def test_segments_keep_the_order_of_layers_beyond_ten():
+  tree = {f'layers_{start}_{start + 1}': {'w': np.full((1,), start)} for start in (10, 2, 0, 9)}
+  assert join(tree)['layers']['w'].tolist() == [0, 2, 9, 10]
+
+
+def test_a_tree_of_another_depth_is_an_error():
+  template = {'layers_0_1': {'w': np.zeros((1, 2))}, 'layers_1_3': {'w': np.zeros((2, 2))}}
+  with pytest.raises(UserError) as error:
+    cut({'layers': {'w': np.zeros((4, 2))}}, template)
+  assert str(error.value) == ("'layers/w' holds 4 layers, but the plan places it in 3; load it with"
+                              ' the layers that it was trained with.')
+
+
+@pytest.mark.parametrize('key', [pytest.param(None, marks=pytest.mark.slow), KEY],
+                         ids=['deterministic', 'dropout'])
+def test_adapters_in_some_layers_equal_adapters_that_are_zero_in_the_others(key):
+  everywhere = tiny.model_of(tiny.stage2())
+  some = tiny.model_of(tiny.stage2(encoder_layers=(1,), decoder_layers=()))
+  assert any('layers_1_2' in path for path in tiny.shapes(some)['params'])
+  variables, batch = tiny.variables_of(everywhere), tiny.make_batch()
+  flat = flatten(variables['params'])
+  here, held = {}, {}
+  for path, leaf in flat.items():
+    if '/pemt/adapter/' not in path:
+      here[path] = held[path] = leaf
+    elif path.startswith('encoder'):
+      here[path], held[path] = leaf * np.array([0, 1]).reshape(-1, *[1] * (leaf.ndim - 1)), leaf[1:]
+    else:
+      here[path] = leaf * 0
+  shapes = unflatten({path: np.empty(shape) for path, shape in tiny.shapes(some)['params'].items()})
+  parts = cut(unflatten(held), shapes)
+  assert flatten(parts).keys() == flatten(shapes).keys()
+  constants = variables['constants']
+  expected, aux = tiny.forward(
+      everywhere, {'params': unflatten(here), 'constants': constants}, batch, key)
+  logits, some_aux = tiny.forward(some, {'params': parts, 'constants': constants}, batch, key)
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+  for stack in ('encoder', 'decoder'):
+    np.testing.assert_allclose(some_aux[f'{stack}/mlp/wo/pemt/gate'],
+                               aux[f'{stack}/mlp/wo/pemt/gate'], rtol=1e-5)
+  assert some_aux['encoder/mlp/wo/pemt/misalignment'].shape == (1,)
+  assert 'decoder/mlp/wo/pemt/misalignment' not in some_aux
