@@ -4,12 +4,16 @@
 runs/pemt/stage1/experts. The authors compare 18, 16 and 14 sources.
 """
 
+from __future__ import annotations
+
+import ml_collections as mlc
+
 from configs.pemt import presets
 from configs.pemt import stage2
 from pemt_jax.stages.config import parse_argument
 
 
-def get_config(argument: str | None = None):
+def get_config(argument: str | None = None) -> mlc.ConfigDict:
   """Arguments: `task`, `count`, `library`."""
   values = parse_argument(argument, task='superglue-cb', count=18,
                           library='runs/pemt/stage1/experts')

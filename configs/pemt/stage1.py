@@ -2,9 +2,11 @@
 
 Reproduces the authors' stage-1 script: t5-base, LoRA r 64 on the feed-forward output, lr 5e-4,
 warm-up 500, 5 epochs, batch 128, 256 tokens. With every training row of the six sources this needs
-an accelerator; the paper gives no figures for this stage. `configs/pemt/stage1.py:task=rte` trains a
-further source with the authors' settings for it.
+an accelerator; the paper gives no figures for this stage. `configs/pemt/stage1.py:task=rte` trains
+a further source with the authors' settings for it.
 """
+
+from __future__ import annotations
 
 import ml_collections as mlc
 
@@ -12,7 +14,7 @@ from configs.pemt import presets
 from pemt_jax.stages.config import base_config, parse_argument
 
 
-def get_config(argument: str | None = None):
+def get_config(argument: str | None = None) -> mlc.ConfigDict:
   """`task`: one further source; '' trains the six main sources."""
   task = parse_argument(argument, task='')['task']
   config = base_config('pemt/stage1')

@@ -8,13 +8,15 @@ replicas. The only published figure known to us: CB accuracy 92.857 (mean gates 
 .0623 .0425 .1285, sources in the order of stage 1).
 """
 
+from __future__ import annotations
+
 import ml_collections as mlc
 
 from configs.pemt import presets
 from pemt_jax.stages.config import base_config, parse_argument
 
 
-def get_config(argument: str | None = None):
+def get_config(argument: str | None = None) -> mlc.ConfigDict:
   """One target task."""
   values = parse_argument(argument, task='superglue-cb', preset=0, grid=0)
   config = base_config('pemt/stage2')

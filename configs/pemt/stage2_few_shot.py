@@ -3,12 +3,16 @@
 Arguments: `task`, `k`, `grid` as in stage2.
 """
 
+from __future__ import annotations
+
+import ml_collections as mlc
+
 from configs.pemt import presets
 from configs.pemt import stage2
 from pemt_jax.stages.config import parse_argument
 
 
-def get_config(argument: str | None = None):
+def get_config(argument: str | None = None) -> mlc.ConfigDict:
   """One target task with k rows per label."""
   values = parse_argument(argument, task='superglue-cb', k=8, grid=0)
   config = stage2.get_config(f"task={values['task']}")

@@ -3,10 +3,14 @@
 The result (`<workdir>/backbone`) ships as `pemt_jax/assets/playground_t5`.
 """
 
+from __future__ import annotations
+
+import ml_collections as mlc
+
 from pemt_jax.stages.config import base_config
 
 
-def get_config():
+def get_config() -> mlc.ConfigDict:
   """One small T5 (v1.0 form) from random weights."""
   config = base_config('span_corruption')
   config.model.name = 't5-small'

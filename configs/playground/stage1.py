@@ -1,10 +1,14 @@
 """PEMT stage 1 on the playground: all sources as replicas in one program."""
 
+from __future__ import annotations
+
+import ml_collections as mlc
+
 from pemt_jax.data.playground_world import SOURCES
 from pemt_jax.stages.config import base_config
 
 
-def get_config():
+def get_config() -> mlc.ConfigDict:
   """Six sources, rank 8 experts."""
   config = base_config('pemt/stage1')
   config.tasks = tuple(f'playground/{name}' for name in SOURCES)

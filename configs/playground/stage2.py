@@ -3,11 +3,15 @@
 Needs the experts of configs/playground/stage1.py as config.sources.
 """
 
+from __future__ import annotations
+
+import ml_collections as mlc
+
 from pemt_jax.data.playground_world import TARGETS
 from pemt_jax.stages.config import base_config
 
 
-def get_config(method: str = 'pemt/stage2'):
+def get_config(method: str = 'pemt/stage2') -> mlc.ConfigDict:
   """k-shot targets; `method` may also be 'prompt' or 'adapter' (the other columns)."""
   config = base_config(method)
   config.tasks = tuple(f'playground/{name}' for name in TARGETS)

@@ -1,5 +1,7 @@
 """What the real-data stages share: where rows come from and how long they are."""
 
+from __future__ import annotations
+
 import ml_collections as mlc
 
 # Splits that the local folder can serve; see docs/real_data.md.
@@ -10,7 +12,7 @@ PER_TASK = {
 }
 
 
-def set_data(config, root='data'):
+def set_data(config: mlc.ConfigDict, root: str = 'data') -> mlc.ConfigDict:
   """Local rows with the layout <root>/<benchmark>/<task>/<split>.jsonl.gz, 128 tokens."""
   config.data.root = root
   config.data.source = 'local'

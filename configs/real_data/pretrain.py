@@ -6,10 +6,14 @@ python launch/train.py --config=configs/real_data/pretrain.py --workdir=runs/rea
 Figures: results/real_data.md.
 """
 
+from __future__ import annotations
+
+import ml_collections as mlc
+
 from pemt_jax.stages.config import base_config
 
 
-def get_config():
+def get_config() -> mlc.ConfigDict:
   """6.5 M parameters, 4.1 M of them the embedding."""
   config = base_config('span_corruption')
   config.model.name = 't5-small'

@@ -6,12 +6,16 @@ python launch/train.py --config=configs/real_data/stage1.py --workdir=runs/real_
 Figures: results/real_data.md.
 """
 
+from __future__ import annotations
+
+import ml_collections as mlc
+
 from configs.pemt.presets import SOURCES
 from configs.real_data.common import set_data
 from pemt_jax.stages.config import base_config
 
 
-def get_config():
+def get_config() -> mlc.ConfigDict:
   """Six sources, rank 16 experts."""
   config = set_data(base_config('pemt/stage1'))
   config.tasks = SOURCES

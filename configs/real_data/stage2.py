@@ -7,11 +7,15 @@ python launch/train.py --config=configs/real_data/stage2.py --workdir=runs/real_
 `configs/real_data/stage2.py:k=16` draws 16 rows per label. Figures: results/real_data.md.
 """
 
+from __future__ import annotations
+
+import ml_collections as mlc
+
 from configs.real_data.common import set_data
 from pemt_jax.stages.config import base_config, parse_argument
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> mlc.ConfigDict:
   """Argument `k`: rows per label; 0 takes all rows."""
   shots = parse_argument(argument, k=0)['k']
   config = set_data(base_config('pemt/stage2'))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from flax import linen as nn
 from pemt_jax.models.sites import Aux, Base, Site, SiteContext
 
 
-def uniform_init(bound: float):
+def uniform_init(bound: float) -> Callable[..., jax.Array]:
   """Uniform initialiser on [-bound, bound]."""
   return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
       key, shape, dtype, -bound, bound)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -87,7 +88,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None,
   return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x)).astype(x.dtype)
 
 
-def normal_init(stddev: float):
+def normal_init(stddev: float) -> Callable[..., jax.Array]:
   """Normal initialiser with a fixed standard deviation."""
   return nn.initializers.normal(stddev)
 

@@ -98,9 +98,8 @@ class Evaluator:
       out, stats = jax.device_get(self.predict(tuned, frozen, constants,
                                                pipeline.stack_batches(group)))
       for i, batch in enumerate(group):
-        for row, example in enumerate(batch['example_ids']):
-          if example != FILLER:
-            tokens[i][int(example)] = out[i, row]
+        tokens[i] |= {int(example): out[i, row]
+                      for row, example in enumerate(batch['example_ids']) if example != FILLER}
         if number < len(batches[i]):
           statistics[i].append({name: np.asarray(value[i]) for name, value in stats.items()})
     decode = self.store.tokenizer.decode_batch

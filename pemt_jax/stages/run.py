@@ -62,7 +62,8 @@ def run_stage(config: mlc.ConfigDict, workdir: str | pathlib.Path,
   return StageResult(stage, trained, folders)
 
 
-def _one_by_one(experiment: Experiment, config: mlc.ConfigDict, workdir: pathlib.Path) -> TrainResult:
+def _one_by_one(experiment: Experiment, config: mlc.ConfigDict,
+                workdir: pathlib.Path) -> TrainResult:
   """Trains replicas one after the other, each in a folder of its own; joins their results."""
   parts = []
   for replica in experiment.replicas:
