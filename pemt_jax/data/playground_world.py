@@ -2,7 +2,8 @@
 
 A noun has three layers of properties, kept statistically apart on purpose:
 
-* kind and facts (size, feel, shade): visible in the corpus, known to a backbone trained on it;
+* kind and facts (living, size, feel, shade): visible in the corpus, known to a backbone trained
+  on it;
 * hidden classes: one random half/half split of all nouns for each skill, never visible in the
   corpus, so that a skill is a memorised lexicon: only a labelled noun shows its class;
 * part (train, validation, test): which rows of a target may use the noun.
@@ -50,6 +51,8 @@ FILLERS: Mapping[str, tuple[str, ...]] = {
         'how': 'slowly quickly gladly quietly boldly badly neatly softly',
     }.items()
 }
+LIVING = 'living'             # animals, persons and plants; the corpus shows it by use
+VISIBLE = ('size', 'feel', LIVING)
 MAX_NOUNS = 3
 PARTS = ('train', 'validation', 'test')
 _PART_SIZES = (3, 2, 3)       # nouns of each kind and size in each part
@@ -66,8 +69,9 @@ class PlaySpec:
     rule: `vote` (sign of the sum of all classes of all nouns over all skills), `pair` (one label
       word for each skill, in order) or `route` (each row is about one of the skills, which its
       frame shows and which has label words of its own).
-    skills: skill -> share of the task that it decides; a skill is a source's name, a private
-      lexicon's name or a fact.
+    skills: skill -> share of the task that it decides (equal shares, so that a draw of k rows for
+      each label word keeps them); a skill is a source's name, a private lexicon's name or a name
+      in `VISIBLE`.
     labels: label words; for `vote` one pair (class 0, class 1), else one pair for each skill.
     frames: sentence patterns with `{n0}`.. for one or three nouns (an odd number, so that one
       skill's vote has no tie) and filler slots; for `route` one group for each skill, else one.
@@ -168,16 +172,16 @@ _TARGET_SPECS = (
         'the {adj} ship of {who} carries the {n0} .',
         'a ship with the {n0} sails {when} .'),
           'given a ship , tell the weather and the way .'),
-    _spec('errand', 'route', {'trade': 0.7, 'seal': 0.3}, 'run/walk red/blue', (
+    _spec('errand', 'route', {'trade': 0.5, 'seal': 0.5}, 'run/walk red/blue', (
         ('the boy must fetch the {n0} {when} for {who} .',
          'fetch {how} the {adj} {n0} , boy .'),
         ('the girl must paint the {n0} {when} for {who} .',
          'paint {how} the {adj} {n0} , girl .')),
           'given an errand , tell the boy how or the girl which paint .'),
-    _spec('heft', 'vote', {'size': 1.0}, 'light/heavy', (
-        '{who} lifts the {n0} {how} .',
-        'lift the {adj} {n0} {when} , {who} !'),
-          'given a thing to lift , tell if it is heavy or light .'),
+    _spec('breath', 'vote', {'living': 1.0}, 'still/alive', (
+        '{who} listens {how} to the {n0} .',
+        'listen to the {adj} {n0} {when} , {who} !'),
+          'given a thing to listen to , tell if it is still or alive .'),
     _spec('rune', 'vote', {'rune': 1.0}, 'curse/bless', (
         '{who} cuts the {n0} into stone {when} .',
         'in stone stands the {adj} {n0} {how} .'),
@@ -193,7 +197,7 @@ RELATIONS: Mapping[str, Mapping[str, float]] = {
 }
 LEXICONS: tuple[str, ...] = SOURCES + tuple(
     skill for spec in _TARGET_SPECS for skill in spec.skills
-    if skill not in SOURCES and skill not in FACTS)
+    if skill not in SOURCES and skill not in VISIBLE)
 
 
 @functools.cache
@@ -213,7 +217,7 @@ class World:
   """Everything that depends on the world seed.
 
   Attributes:
-    skills: skill or two-valued fact -> [noun] class, -1 or +1.
+    skills: hidden lexicon or name in `VISIBLE` -> [noun] class, -1 or +1.
     part: [noun] index into `PARTS`.
   """
 
@@ -241,6 +245,8 @@ def make_world(seed: int = 0) -> World:
   part = np.empty(len(NOUNS), int)
   part[order] = np.tile(blocks, 2 * len(KINDS))
   skills = {name: 2 * facts()[name] - 1 for name in ('size', 'feel')}
+  living = [name in ('animal', 'person', 'plant') for name in KINDS]
+  skills[LIVING] = 2 * np.repeat(living, PER_KIND) - 1
   for name in LEXICONS:
     skills[name] = _lexicon(rng, kind, part, np.stack(list(skills.values())))
   return World(skills, part)

@@ -53,7 +53,7 @@ def test_hidden_classes_do_not_depend_on_the_draw_seed_but_on_the_world():
   one, two = world_lib.make_world(0), world_lib.make_world(1)
   for lexicon in world_lib.LEXICONS:
     assert (one.skills[lexicon] != two.skills[lexicon]).any()
-  for fact in ('size', 'feel'):
+  for fact in world_lib.VISIBLE:
     np.testing.assert_array_equal(one.skills[fact], two.skills[fact])
 
 
@@ -257,7 +257,7 @@ def test_few_shot_draws_k_rows_of_each_label_through_the_data_layer():
 @pytest.mark.parametrize('call, sentence', [
     (lambda: tasks.get_task('playground/charms'),
      "there is no playground task 'playground/charms'; the names are omen, trade, guild, tide, "
-     'song, seal, charm, cargo, oath, quest, voyage, errand, heft, rune.'),
+     'song, seal, charm, cargo, oath, quest, voyage, errand, breath, rune.'),
     (lambda: playground.rows('charm@wrld=1', 'train'),
      "playground task 'charm@wrld=1' has the option 'wrld=1'; write key=number with one of the "
      'keys world, source_train, target_train, validation, test, noise, seen.'),
