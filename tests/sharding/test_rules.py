@@ -1,0 +1,155 @@
+"""Laws of the rule table, and the layouts of PEMT's second stage on simulated devices."""
+
+from __future__ import annotations
+
+import warnings
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax.sharding import AbstractMesh, PartitionSpec as P
+
+from pemt_jax.errors import UserError
+from pemt_jax.methods.base import boxed_shapes
+from pemt_jax.sharding import rules
+from tests import tiny
+
+MESH = AbstractMesh((2, 2, 2, 2), ('data', 'fsdp', 'tensor', 'expert'))
+
+# Layout of every kind of array of stage 2 where all mesh axes are larger than 1.
+LAYOUT = {
+    'shared/embedding': P('tensor', None),
+    'encoder/relative_bias/embedding': P(None, 'tensor'),
+    'encoder/layers/self_attention_norm/scale': P(None, None),
+    'encoder/layers/self_attention/q/kernel': P(None, 'fsdp', 'tensor'),
+    'encoder/layers/self_attention/o/kernel': P(None, 'tensor', 'fsdp'),
+    'encoder/layers/mlp/wi/kernel': P(None, 'fsdp', 'tensor'),
+    'encoder/layers/mlp/wo/kernel': P(None, 'tensor', 'fsdp'),
+    'encoder/layers/mlp/wo/pemt/bank/down': P(None, 'expert', 'tensor', None),
+    'encoder/layers/mlp/wo/pemt/bank/up': P(None, 'expert', None, 'fsdp'),
+    'encoder/layers/mlp/wo/pemt/gate/kernel': P(None, 'tensor', 'expert'),
+    'decoder/layers/mlp/wo/pemt/gate/kernel': P(None, 'fsdp', 'expert'),
+    'encoder/layers/mlp/wo/pemt/adapter/down/kernel': P(None, 'fsdp', None),
+    'encoder/layers/mlp/wo/pemt/adapter/down/bias': P(None, None),
+    'encoder/layers/mlp/wo/pemt/adapter/up/kernel': P(None, None, 'fsdp'),
+    'encoder/embed/prompt/table': P(None, 'fsdp'),
+    'encoder/embed/prompt/sources': P('expert', None, 'fsdp'),
+}
+
+
+def stage2_specs(mesh):
+  boxed = boxed_shapes(tiny.model_of(tiny.stage2()))['params']
+  shardings = rules.param_shardings(boxed, mesh)
+  return {'/'.join(str(key.key) for key in path): leaf.spec
+          for path, leaf in jax.tree_util.tree_leaves_with_path(shardings)}
+
+
+def test_layout_of_stage_2():
+  specs = stage2_specs(MESH)
+  assert specs.keys() == tiny.shapes(tiny.model_of(tiny.stage2()))['params'].keys()
+  assert {path: specs[path] for path in LAYOUT} == LAYOUT
+
+
+def test_a_dimension_that_the_mesh_does_not_divide_stays_whole_with_one_warning():
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter('always')
+    spec = rules.partition_spec('bank/down', ('expert', 'mlp', 'rank'), (3, 8, 5), MESH)
+    assert spec == P(None, 'tensor', None)
+    assert rules.partition_spec('a', ('mlp', 'embed'), (8, 8), MESH) == P('tensor', 'fsdp')
+  assert [str(w.message) for w in caught] == [
+      "'bank/down' is not sharded along expert (3, mesh 2): the mesh does not divide it"]
+
+
+def test_a_mesh_axis_serves_one_dimension():
+  table = (('a', 'fsdp'), ('b', ('data', 'fsdp')))
+  assert rules.partition_spec('x', ('a', 'b'), (4, 4), MESH, table) == P('fsdp', 'data')
+  assert rules.partition_spec('x', ('b', 'a'), (4, 4), MESH, table) == P(('data', 'fsdp'), None)
+
+
+@pytest.mark.parametrize('leaf, sentence', [
+    (np.zeros((2, 3)),
+     "array 'layers/w' has no logical axes; make it with nn.with_logical_partitioning."),
+    (nn.LogicallyPartitioned(np.zeros((2, 3)), ('layer', None)),
+     "array 'layers/w' of shape (2, 3) has the logical axes ('layer', None); name every dimension"
+     ' where the parameter is made.'),
+    (nn.LogicallyPartitioned(np.zeros((2, 3)), ('layer',)),
+     "array 'layers/w' of shape (2, 3) has the logical axes ('layer',); name every dimension where"
+     ' the parameter is made.'),
+    (nn.LogicallyPartitioned(np.zeros((2, 3)), ('layer', 'width')),
+     "array 'layers/w' has the logical axis 'width', which is not among "
+     + ', '.join(name for name, _ in rules.RULES) + '; add it to the sharding rules.'),
+])
+def test_an_array_without_known_axes_is_an_error(leaf, sentence):
+  with pytest.raises(UserError) as error:
+    rules.param_shardings({'layers': {'w': leaf}}, MESH)
+  assert str(error.value) == sentence
+
+
+def test_moments_lie_where_their_parameters_lie():
+  sharding = rules.NamedSharding(MESH, P('fsdp', None))
+  default = rules.replicated(MESH)
+  shapes = {'first': {'a': {'w': np.zeros((2, 2))}}, 'count': {'a': {'w': np.zeros(())}},
+            'other': np.zeros((2, 2))}
+  found = rules.matching(shapes, {'a': {'w': sharding}}, default)
+  assert found == {'first': {'a': {'w': sharding}}, 'count': {'a': {'w': default}},
+                   'other': default}
+
+
+SHARDED = '''
+import jax, numpy as np
+from pemt_jax.methods.base import boxed_shapes
+from pemt_jax.sharding import mesh as mesh_lib, rules
+from pemt_jax.methods.base import make_loss
+from tests import tiny
+
+config = tiny.replace(tiny.CONFIG, heads=4, dropout=0.1)
+method = tiny.stage2()
+model = tiny.model_of(method, config)
+variables, batch = tiny.variables_of(model), tiny.make_batch(8, 8, 4)
+frozen, tuned = tiny.split(method, variables)
+key = jax.random.key(0)
+function = jax.value_and_grad(make_loss(model, method), has_aux=True)
+expected = jax.jit(function)(tuned, frozen, variables['constants'], batch, key)
+boxed = boxed_shapes(model)['params']
+for sizes in ((2, 2, 2, 1), (2, 1, 2, 2), (1, 4, 1, 2)):
+  mesh = mesh_lib.make_mesh(mesh_lib.MeshShape(*sizes))
+  shardings = rules.param_shardings(boxed, mesh)
+  pieces = tiny.split(method, {'params': shardings})
+  rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(rules.BATCH_AXES))
+  placed = jax.device_put((tuned, frozen), (pieces[1], pieces[0]))
+  moved = jax.device_put(batch, rows)
+  kernel = placed[1]['encoder']['layers']['mlp']['wi']['kernel']
+  assert kernel.addressable_shards[0].data.size * sizes[1] * sizes[2] == kernel.size
+  step = jax.jit(function, out_shardings=((None, None), pieces[1]))
+  with mesh_lib.use_mesh(mesh):
+    found = step(*placed, variables['constants'], moved, key)
+  (loss, metrics), grads = found
+  np.testing.assert_allclose(loss, expected[0][0], rtol=1e-5)
+  tiny.assert_trees_close(metrics, expected[0][1], rtol=1e-4)
+  tiny.assert_trees_close(grads, expected[1], rtol=1e-3, atol=1e-5)
+  print(sizes, 'equal')
+
+mesh = mesh_lib.make_mesh(mesh_lib.MeshShape(data=2, tensor=2, replica=2))
+shardings = rules.param_shardings(boxed, mesh)
+pieces = tiny.split(method, {'params': shardings})
+mapped = jax.vmap(function, in_axes=(0, None, None, 0, 0), spmd_axis_name='replica')
+both = lambda tree: tiny.stack([tree, jax.tree.map(lambda leaf: leaf[::-1], tree)])
+twice = tiny.stack([tuned, jax.tree.map(lambda leaf: 0.5 * leaf, tuned)])
+keys = jax.random.split(key, 2)
+placed = jax.device_put((twice, frozen), (rules.over_replicas(pieces[1], 'replica'), pieces[0]))
+moved = jax.device_put(both(batch), rules.batch_sharding(mesh, 'replica'))
+with mesh_lib.use_mesh(mesh):
+  (loss, metrics), grads = jax.jit(mapped)(*placed, variables['constants'], moved, keys)
+alone = jax.jit(jax.vmap(function, in_axes=(0, None, None, 0, 0)))(
+    twice, frozen, variables['constants'], both(batch), keys)
+np.testing.assert_allclose(loss, alone[0][0], rtol=1e-5)
+tiny.assert_trees_close(grads, alone[1], rtol=1e-3, atol=1e-5)
+print('replicas equal')
+'''
+
+
+@pytest.mark.slow
+def test_sharded_programs_equal_one_device(on_eight_devices):
+  assert on_eight_devices(SHARDED).splitlines() == [
+      '(2, 2, 2, 1) equal', '(2, 1, 2, 2) equal', '(1, 4, 1, 2) equal', 'replicas equal']
