@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from pemt_jax.data.templates import Row, Template
 from pemt_jax.errors import UserError
@@ -33,6 +34,7 @@ class Task:
     tfds_row: brings a TFDS row into the fields of the template, where they differ.
     tfds_splits: split -> TFDS split, where it differs from `splits`.
     folders: candidates below the local root, the first that has the split is read.
+    blank: label fields -> values that make a row without a label readable; any that fit.
     few_shot_label: field whose values the few-shot draw balances; None draws k rows in all.
     target_tokens: length limit of targets in tokens, end mark included; None takes the config's.
     postprocess: name in `evaluation.postprocess.POSTPROCESS`.
@@ -56,6 +58,7 @@ class Task:
   tfds_row: Callable[[Row], Row] | None = None
   tfds_splits: Mapping[str, str] = dataclasses.field(default_factory=dict)
   folders: tuple[str, ...] = ()
+  blank: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {'label': 1})
   few_shot_label: str | None = 'label'
   target_tokens: int | None = None
   postprocess: str = 'text'

@@ -37,8 +37,9 @@ def _commonsense_qa() -> Task:
   """Returns CommonsenseQA; validation rows serve as test rows (not in original: no test split)."""
   return _accuracy(
       name='commonsense_qa', benchmark='commonsense_qa', template=templates_qa.five_choices,
-      description=DESCRIPTIONS['commonsense_qa'], label_words=_DIGITS[:5], few_shot_label=None,
-      hf=('commonsense_qa', None), folders=('commonsense_qa/commonsense_qa', 'commonsense_qa'))
+      description=DESCRIPTIONS['commonsense_qa'], label_words=_DIGITS[:5],
+      blank={'answerKey': 'A'}, few_shot_label=None, hf=('commonsense_qa', None),
+      folders=('commonsense_qa/commonsense_qa', 'commonsense_qa'))
 
 
 def _amazon_polarity() -> Task:
@@ -72,7 +73,7 @@ TASKS = (
         name='scitail', benchmark='scitail', size='small', label_words=_SCITAIL,
         template=templates.fields_to_label(
             {'premise': 'sentence1', 'hypothesis': 'sentence2'}, _SCITAIL, 'gold_label'),
-        description=DESCRIPTIONS['scitail'], few_shot_label='gold_label',
+        description=DESCRIPTIONS['scitail'], blank={'gold_label': 1}, few_shot_label='gold_label',
         hf=('scitail', 'snli_format'), tfds='sci_tail',
         tfds_row=_scitail_of_tfds,
         folders=('scitail/snli_format', 'scitail')),
@@ -90,7 +91,7 @@ TASKS = (
         fixed_row_limits={'train': 100_000}),
     _accuracy(
         name='winogrande', benchmark='winogrande', size='large', template=templates_qa.two_options,
-        description=DESCRIPTIONS['winogrande'], few_shot_label=None,
+        description=DESCRIPTIONS['winogrande'], blank={'answer': '1'}, few_shot_label=None,
         hf=('winogrande', 'winogrande_xl'), tfds='winogrande', tfds_row=_winogrande_of_tfds,
         tfds_splits={'train': 'train_xl'},
         folders=('winogrande/winogrande_xl', 'winogrande/winogrande', 'winogrande')),

@@ -150,7 +150,8 @@ def check_backbone(card: ExpertCard, backbone_id: str, found_hash: str) -> None:
   if card.backbone_hash != found_hash:
     raise UserError(f"Expert '{card.name}' is a checkpoint of another backbone: it was trained on "
                     f"'{card.backbone_id}' ({card.backbone_hash[:12]}), this run has "
-                    f"'{backbone_id}' ({found_hash[:12]}); set config.model.name to its backbone.")
+                    f"'{backbone_id}' ({found_hash[:12]}); set config.model.name, or --backbone, "
+                    'to its backbone.')
 
 
 def backbone_hash(params: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import dataclasses
 import pathlib
 from typing import Any
@@ -19,7 +19,7 @@ from pemt_jax.interop import pemt_files
 from pemt_jax.interop import pemt_original
 from pemt_jax.interop.pemt_layout import PemtLayout
 from pemt_jax.methods import pemt
-from pemt_jax.models.sites import Plan
+from pemt_jax.models.sites import plan_as_json
 from pemt_jax.models.t5_config import T5Config
 from pemt_jax.trees import Tree
 
@@ -137,7 +137,7 @@ def _stage1_card(
   options = dataclasses.replace(_stage1_options(layout), tune_norms=_has_norms(leaves))
   plan = pemt.stage1(options, config, layout.prompt_length).plan
   return ExpertCard(
-      name=name, method='pemt/stage1', plan=_plan_as_json(plan), task=layout.sources[0],
+      name=name, method='pemt/stage1', plan=plan_as_json(plan), task=layout.sources[0],
       backbone_id='', backbone_hash='',
       extra={'options': dataclasses.asdict(options), 'sources': []})
 
@@ -152,17 +152,17 @@ def _stage2_card(
   plan = pemt.stage2(options, config, layout.prompt_length, shape).plan
   sources = [{'task': task, 'folder': f'sources/{task}'} for task in layout.sources]
   return ExpertCard(
-      name=name, method='pemt/stage2', plan=_plan_as_json(plan), task=layout.target or name,
+      name=name, method='pemt/stage2', plan=plan_as_json(plan), task=layout.target or name,
       backbone_id='', backbone_hash='',
       extra={'options': dataclasses.asdict(options), 'sources': sources})
 
 
-def _has_norms(leaves: Mapping[str, Any]) -> bool:
+def _has_norms(leaves: Iterable[str]) -> bool:
   return any(path.endswith('_norm/scale') and '/adapter/' not in path for path in leaves)
 
 
 def _changed(leaves: Mapping[str, Any], original: Mapping[str, Any]) -> dict[str, Any]:
-  """Leaves that the backbone lacks or has with other values.
+  """Leaves that the backbone lacks or has with other values; of the norms all or none.
 
   The original cuts the rows of the embedding that no token uses; that is no change.
   """
@@ -173,13 +173,9 @@ def _changed(leaves: Mapping[str, Any], original: Mapping[str, Any]) -> dict[str
       known = known[:len(leaf)]
     if known is None or not np.array_equal(known, leaf):
       changed[path] = leaf
+  if _has_norms(changed):
+    changed |= {path: leaf for path, leaf in leaves.items() if _has_norms([path])}
   return changed
-
-
-def _plan_as_json(plan: Plan) -> list[dict[str, Any]]:
-  return [{'name': rule.name, 'site': rule.site, 'layers': rule.layers,
-           'delta': type(rule.delta).__name__, 'config': dataclasses.asdict(rule.delta)}
-          for rule in plan.rules]
 
 
 def _reduction(size: int, width: int) -> int:
@@ -208,6 +204,7 @@ def _stage2_options(layout: PemtLayout, leaves: Mapping[str, Any]) -> pemt.Stage
       adapter_pre_norm='pre' in layout.adapter_norms,
       adapter_post_norm='post' in layout.adapter_norms,
       encoder_layers=layout.encoder_adapter_layers, decoder_layers=layout.decoder_adapter_layers,
+      tune_gate=any(path.endswith('/gate/kernel') for path in leaves),
       tune_norms=_has_norms(leaves))
 
 

@@ -10,24 +10,18 @@ import jax
 import ml_collections as mlc
 import numpy as np
 
+from pemt_jax.errors import UserError
 from pemt_jax.experts.library import (
-    ExpertCard, check_backbone, expert_folder, load_card, load_expert, save_expert)
+    FOLDER, ExpertCard, check_backbone, expert_folder, load_card, load_expert, save_expert)
 from pemt_jax.experts.tree_files import check_description, describe
 from pemt_jax.models.segments import cut, join, join_shapes
-from pemt_jax.models.sites import Plan
+from pemt_jax.models.sites import plan_as_json
 from pemt_jax.stages.backbone import Backbone
 from pemt_jax.stages.build import Stage, build
 from pemt_jax.stages.config import STAGES, base_config
 from pemt_jax.stages.prompts import trim
-from pemt_jax.stages.sources import PROMPT, expand
+from pemt_jax.stages.sources import COPIES, PROMPT
 from pemt_jax.trees import Tree, flatten, unflatten
-
-
-def plan_as_json(plan: Plan) -> list[dict[str, Any]]:
-  """The rules of a plan as plain values."""
-  return [{'name': rule.name, 'site': rule.site, 'layers': rule.layers,
-           'delta': type(rule.delta).__name__, 'config': dataclasses.asdict(rule.delta)}
-          for rule in plan.rules]
 
 
 def save_experts(stage: Stage, tuned: Tree, constants: Tree, results: dict[str, dict[str, Any]],
@@ -106,9 +100,16 @@ class LoadedExpert:
 
 
 def config_of(card: ExpertCard) -> mlc.ConfigDict:
-  """The config that an expert was trained with; an imported expert has only its options."""
+  """The config that an expert was trained with; an imported expert has only its options.
+
+  Raises:
+    UserError: an expert of an unknown method.
+  """
   if 'config' in card.extra:
     return config_from_json(card.extra['config'])
+  if card.method not in STAGES:
+    raise UserError(f"expert '{card.name}' is of method '{card.method}', which is none of"
+                    f" {', '.join(STAGES)}; install the version of pemt_jax that wrote it.")
   known = {field.name for field in dataclasses.fields(STAGES[card.method])}
   options = {name: value for name, value in card.extra.get('options', {}).items() if name in known}
   return config_from_json(
@@ -120,7 +121,7 @@ def open_expert(folder: pathlib.Path, backbone: Backbone | None = None,
   """Loads an expert folder and builds its stage.
 
   Args:
-    folder: `<workdir>/experts/<name>`.
+    folder: `<workdir>/experts/<name>`, or another folder that holds an expert.
     backbone: a backbone that is loaded already.
     overrides: dotted config path -> value in place of the trained config's.
 
@@ -137,10 +138,11 @@ def open_expert(folder: pathlib.Path, backbone: Backbone | None = None,
     config.seeds = (card.extra.get('seed', 0),)
     config.prompt.length = 0 if table is None else len(table)
     config.sources = tuple(str((folder / source['folder']).resolve())
-                           for source in card.extra['sources'])
+                           for source in card.extra.get('sources', ()))
     for path, value in (overrides or {}).items():
       config.update_from_flattened_dict({path: value})
-  stage = build(config, folder.resolve().parent.parent, backbone)
+  place = folder.resolve()
+  stage = build(config, place.parents[1] if place.parent.name == FOLDER else place, backbone)
   check_backbone(card, stage.backbone.name, stage.backbone.hash)
   expected = stage.start.tuned_shapes()
   check_description(describe(tuned), describe(join_shapes(expected)), folder)
@@ -153,6 +155,6 @@ def _sources(stage: Stage) -> list[dict[str, str]]:
   """Source experts, relative to the folder of an expert of the same run."""
   if stage.sources is None:
     return []
-  folders = [f'../../sources/{folder.name}' for folder in expand(stage.config.sources)]
+  folders = [f'../../{COPIES}/{folder.name}' for folder in stage.source_folders]
   return [{'task': task, 'folder': folder}
           for task, folder in zip(stage.sources.names, folders, strict=True)]

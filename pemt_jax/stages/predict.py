@@ -59,6 +59,8 @@ def read_examples(path: pathlib.Path, task_name: str) -> list[Example]:
   Raises:
     UserError: no rows, or a row that is no input of the task.
   """
+  if not path.is_file():
+    raise UserError(f"there is no file '{path}' of rows to predict; correct the path of --input.")
   task, table = get_task(task_name), sources.read_file(str(path))
   if not table.rows:
     raise UserError(f'{path} holds no rows; give a file with rows to predict.')
@@ -67,9 +69,8 @@ def read_examples(path: pathlib.Path, task_name: str) -> list[Example]:
     if row.get('source') is not None:
       examples.append(Example(str(row['source']), str(row.get('target') or ''), {}))
       continue
-    label = {task.few_shot_label: 0} if task.few_shot_label else {}
     try:
-      examples.append(task.template({**label, **row})[0])
+      examples.append(task.template({**row, **task.blank})[0])
     except RowError as error:
       raise UserError(f'{table.place(index)}: {error}.') from error
   return examples
@@ -87,6 +88,9 @@ def predict_file(place: pathlib.Path, source: pathlib.Path, target: pathlib.Path
   Raises:
     UserError: several experts below `place`, or rows that do not fit.
   """
+  if not target.parent.is_dir():
+    raise UserError(f"there is no folder '{target.parent}' for the predictions; make it or correct"
+                    ' the path of --output.')
   folders = expert_folders(place)
   if len(folders) > 1:
     raise UserError(f"{place} holds {len(folders)} experts ({', '.join(f.name for f in folders)});"

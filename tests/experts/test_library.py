@@ -116,8 +116,8 @@ def test_damaged_arrays_are_an_error(folder):
 def test_an_expert_of_another_backbone_is_an_error():
   library.check_backbone(make_card(), 'elsewhere', 'ab' * 32)
   expect("Expert 'rte' is a checkpoint of another backbone: it was trained on 't5-small' "
-         "(abababababab), this run has 't5-base' (cdcdcdcdcdcd); set config.model.name to its "
-         'backbone.', library.check_backbone, make_card(), 't5-base', 'cd' * 32)
+         "(abababababab), this run has 't5-base' (cdcdcdcdcdcd); set config.model.name, or "
+         '--backbone, to its backbone.', library.check_backbone, make_card(), 't5-base', 'cd' * 32)
 
 
 @pytest.mark.parametrize('change', ['value', 'name', 'dtype', 'shape'])
