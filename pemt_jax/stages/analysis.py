@@ -27,14 +27,13 @@ def write(stage: Stage, trained: TrainResult, workdir: pathlib.Path) -> None:
 
   Predictions and gates are those of the final split with the best step of each replica.
   """
-  split = stage.config.train.final_split
-  names = list(stage.specs)
-  if split:
-    latest = [stage.evaluator.latest[name, split] for name in names]
-    texts, statistics = zip(*latest, strict=True)
-    for name, own in zip(names, texts, strict=True):
-      _write_predictions(stage, name, split, own, workdir)
-    _write_gates(stage, names, statistics, workdir)
+  names, statistics = list(stage.specs), {}
+  for name, spec in stage.specs.items():
+    split = spec.config.train.final_split
+    if split:
+      texts, statistics[name] = stage.evaluator.latest[name, split]
+      _write_predictions(stage, name, split, texts, workdir)
+  _write_gates(stage, statistics, workdir)
   _write_correlation(stage, trained, names, workdir)
   tuned = flatten(stage.start.tuned_shapes())
   tree_files.write_json(workdir / 'parameters.json', {
@@ -60,9 +59,9 @@ def _write_predictions(stage, name, split, texts, workdir):
   (folder / f'{name}.{split}.jsonl').write_text('\n'.join(lines) + '\n', encoding='utf-8')
 
 
-def _write_gates(stage, names, statistics, workdir):
-  found = [observations(own) for own in statistics]
-  if stage.sources is None or not found[0]:
+def _write_gates(stage, statistics, workdir):
+  names, found = list(statistics), [observations(own) for own in statistics.values()]
+  if stage.sources is None or not any(found):
     return
   arrays = {stack: np.stack([own[f'gates/{stack}'] for own in found])
             for stack in ('encoder', 'decoder')}

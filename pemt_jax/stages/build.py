@@ -21,7 +21,7 @@ from pemt_jax.stages.backbone import Backbone, as_frozen, load_backbone
 from pemt_jax.stages.config import generation_config, options_of
 from pemt_jax.stages.evaluate import Evaluator, make_predict
 from pemt_jax.stages.rows import ReplicaSpec, RowStore, replica_specs
-from pemt_jax.stages.sources import Sources, copy_sources, load_sources
+from pemt_jax.stages.sources import Sources, find_sources, load_sources
 from pemt_jax.training.experiment import Experiment, Replica, make_replica
 from pemt_jax.training.rules import split_params
 from pemt_jax.training.state import replica_key
@@ -86,6 +86,7 @@ class Stage:
     start: first values and frozen parameters.
     evaluator: scores and predictions.
     sources: source experts of a second stage, or None.
+    source_folders: where they came from, in the order of the bank.
   """
 
   config: mlc.ConfigDict
@@ -97,13 +98,17 @@ class Stage:
   start: Start
   evaluator: Evaluator
   sources: Sources | None
+  source_folders: tuple[pathlib.Path, ...] = ()
 
   def experiment(self) -> Experiment:
-    """What the loop trains; loads the training rows.
+    """What the loop trains; loads the rows of all splits before anything is written.
 
     Raises:
       UserError: rows that cannot be found or do not fit.
     """
+    for spec in self.specs.values():
+      for split in splits_in_use(spec.config.train):
+        self.store.examples(spec, split)
     by_name = lambda replica: self.specs[replica.name]
     replicas = tuple(
         make_replica(spec.name, spec.config.train, self.store.steps_per_epoch(spec),
@@ -115,6 +120,12 @@ class Stage:
         stream=lambda replica: self.store.stream(by_name(replica)),
         steps_per_epoch=lambda replica: self.store.steps_per_epoch(by_name(replica)),
         stack=stack_batches, rules=self.method.tuned)
+
+
+def splits_in_use(train: mlc.ConfigDict) -> tuple[str, ...]:
+  """Splits that a run with this `config.train` reads."""
+  selection = (train.selection_split,) if train.eval_every != 'never' else ()
+  return ('train', *selection, *((train.final_split,) if train.final_split else ()))
 
 
 def make_method(config: mlc.ConfigDict, backbone: Backbone, prompt_length: int,
@@ -133,7 +144,7 @@ def build(config: mlc.ConfigDict, workdir: str | pathlib.Path,
 
   Args:
     config: see `stages.config.base_config`.
-    workdir: folder of the run; token cache and copies of source experts go below it.
+    workdir: folder of the run; the token cache goes below it.
     backbone: a backbone that is loaded already.
 
   Raises:
@@ -141,12 +152,14 @@ def build(config: mlc.ConfigDict, workdir: str | pathlib.Path,
   """
   workdir = pathlib.Path(workdir)
   specs = {spec.name: spec for spec in replica_specs(config)}
+  if len(config.tasks) == 1:  # The differences of the only task are those of the whole run.
+    config = next(iter(specs.values())).config
   backbone = backbone or load_backbone(config, config.seeds[0])
   store = RowStore(backbone.tokenizer, workdir / 'cache')
-  sources = None
+  sources, folders = None, ()
   if config.stage == 'pemt/stage2':
-    copies = copy_sources(config.sources, workdir / 'sources')
-    sources = load_sources(copies, backbone.name, backbone.hash)
+    folders = tuple(find_sources(config.sources))
+    sources = load_sources(folders, backbone.name, backbone.hash)
   ids = {task: prompts.description_ids(config, task, backbone.tokenizer)
          for task in {spec.task for spec in specs.values()}}
   method = make_method(config, backbone, max(map(len, ids.values())), sources)
@@ -154,4 +167,4 @@ def build(config: mlc.ConfigDict, workdir: str | pathlib.Path,
   start = Start(config, backbone, model, method, specs, ids, sources)
   predict = make_predict(model, method, generation_config(config, backbone.config))
   evaluator = Evaluator(predict, store, specs)
-  return Stage(config, backbone, method, model, specs, store, start, evaluator, sources)
+  return Stage(config, backbone, method, model, specs, store, start, evaluator, sources, folders)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -9,6 +10,7 @@ import ml_collections as mlc
 from ml_collections import config_dict
 
 from pemt_jax.data.datasets import DataConfig
+from pemt_jax.data.tasks import SPLITS, get_task
 from pemt_jax.errors import UserError
 from pemt_jax.methods import baselines, pemt
 from pemt_jax.models.decoding import GenerationConfig
@@ -23,6 +25,10 @@ STAGES = {
     'full': baselines.FullOptions,
     'span_corruption': baselines.FullOptions,
 }
+
+
+# Fields of `train` that each replica has for itself, whatever the others of its program do.
+_OWN_TRAIN_FIELDS = ('steps', 'epochs', 'learning_rate', 'warmup_steps')
 
 
 def optional(value: Any, kind: type) -> config_dict.FieldReference:
@@ -75,6 +81,8 @@ def base_config(stage: str) -> mlc.ConfigDict:
   prompt.descriptions = mlc.ConfigDict()  # task -> sentence in place of the task's own
   config.sources = ()             # folders of source experts, in the order of the bank
   config.data = data = _fields(DataConfig(), {'root': str})
+  for name in ('files', 'split_names'):
+    data[name] = {split: optional(None, str) for split in SPLITS}
   data.max_source_length = 256    # tokens of the input text, prompt not counted
   data.max_target_length = 128    # tokens; tasks with labels state their own limit
   data.batch_size = 32            # rows per step and replica
@@ -93,8 +101,8 @@ def base_config(stage: str) -> mlc.ConfigDict:
     generation[name] = getattr(GenerationConfig(), name)
   config.train = default_train_config()
   config.train.metric = 'average_metrics'
-  # Fields that differ for a task, such as {'superglue-multirc': {'data': {'batch_size': 64}}};
-  # rows, epochs, rates and warm-up may differ between the replicas of one program.
+  # Fields that differ for a task, such as {'superglue-multirc': {'data': {'batch_size': 64}}}; see
+  # `for_task` for what may differ.
   config.per_task = mlc.ConfigDict()
   return config.lock()
 
@@ -111,35 +119,66 @@ def data_config(config: mlc.ConfigDict, seed: int | None = None) -> DataConfig:
   names = {field.name for field in dataclasses.fields(DataConfig)}
   plain = config.data.to_dict()
   values = {name: value for name, value in plain.items() if name in names}
+  for name in ('files', 'split_names'):
+    values[name] = {split: given for split, given in values[name].items() if given is not None}
   if config.few_shot_by_seed and seed is not None:
     values['few_shot_seed'] = seed
   return DataConfig.from_mapping(values)
 
 
 def for_task(config: mlc.ConfigDict, task: str) -> mlc.ConfigDict:
-  """Returns a copy with the differences of one task applied.
+  """Returns the config with the differences of one task applied; `config` itself stays as it is.
+
+  Where several tasks are trained in one program, `data` may differ between them, and of `train` the
+  length, the peak rate and the warm-up. A task that has a program of its own may differ in all of
+  `train`.
+
+  Args:
+    config: see `base_config`.
+    task: canonical task name; `config.per_task` may use aliases.
 
   Raises:
-    UserError: a difference names no field.
+    UserError: a difference is for no task, names no field, or a field that tasks share.
   """
-  differences = config.per_task.get(task)
-  if not differences:
+  own = [differences for name, differences in config.per_task.items()
+         if get_task(name).name == task]
+  if not own:
     return config
-  changed = mlc.ConfigDict(config)
-
-  def apply(node, own, place):
-    for key, value in own.items():
-      if key not in node:
-        raise UserError(f"per_task.{task} changes '{place}{key}', which is no config field;"
-                        ' correct it.')
-      if isinstance(value, mlc.ConfigDict):
-        apply(node[key], value, f'{place}{key}.')
-      else:
-        node[key] = value
-
+  changed = copy.deepcopy(config)
+  alone = len(config.tasks) == 1 or not config.together
   with changed.unlocked():
-    apply(changed, differences, '')
+    for differences in own:
+      _apply(changed, differences, f'per_task.{task}', '', alone)
   return changed
+
+
+def _apply(node: mlc.ConfigDict, differences: mlc.ConfigDict, owner: str, place: str,
+           alone: bool) -> None:
+  for key, value in differences.items():
+    name = f'{place}{key}'
+    if key not in node:
+      raise UserError(f"{owner} changes '{name}', which is no config field; correct it.")
+    if isinstance(value, mlc.ConfigDict) and isinstance(node[key], mlc.ConfigDict):
+      _apply(node[key], value, owner, f'{name}.', alone)
+      continue
+    _require_own(name, owner, alone)
+    try:
+      node[key] = value
+    except TypeError as error:
+      raise UserError(f"{owner} sets '{name}' to {value!r}, which is no"
+                      f' {type(node[key]).__name__}; correct it.') from error
+
+
+def _require_own(name: str, owner: str, alone: bool) -> None:
+  part, _, field = name.partition('.')
+  if part == 'data' or part == 'train' and field in _OWN_TRAIN_FIELDS:
+    return
+  if part != 'train':
+    raise UserError(f"{owner} changes '{name}', which all tasks of a config share; only data and"
+                    ' train may differ.')
+  if not alone:
+    raise UserError(f"{owner} changes '{name}', which all replicas of a program share; set"
+                    ' config.together=False or give the task a config of its own.')
 
 
 def parse_argument(text: str | None, **defaults: Any) -> dict[str, Any]:
@@ -154,8 +193,8 @@ def parse_argument(text: str | None, **defaults: Any) -> dict[str, Any]:
   """
   values = dict(defaults)
   for part in filter(None, (text or '').split(',')):
-    name, _, value = part.partition('=')
-    if name not in defaults:
+    name, equals, value = part.partition('=')
+    if name not in defaults or not equals:
       raise UserError(f"config argument '{part}' is unknown; give {', '.join(defaults)} as"
                       ' name=value, separated by commas.')
     try:

@@ -10,7 +10,7 @@ import ml_collections as mlc
 
 from pemt_jax.data import pipeline
 from pemt_jax.data.datasets import TaskData, load_task
-from pemt_jax.data.tasks import get_task
+from pemt_jax.data.tasks import PLAYGROUND_PREFIX, get_task
 from pemt_jax.data.tokenizer import Tokenizer
 from pemt_jax.errors import UserError
 from pemt_jax.stages.config import data_config, for_task
@@ -41,9 +41,9 @@ def replica_specs(config: mlc.ConfigDict) -> tuple[ReplicaSpec, ...]:
   Raises:
     UserError: no task, an unknown task, or one that is given twice.
   """
-  tasks = [get_task(name).name for name in config.tasks]
-  if not tasks:
+  if not config.tasks:
     raise UserError('the config names no task; set config.tasks to task names.')
+  tasks = [_task_name(name) for name in config.tasks]
   if len(set(tasks)) < len(tasks):
     raise UserError(f"config.tasks names a task twice: {', '.join(tasks)}; list each once.")
   rates = tuple(config.learning_rates) or (None,)
@@ -57,6 +57,17 @@ def replica_specs(config: mlc.ConfigDict) -> tuple[ReplicaSpec, ...]:
         name += f'-lr{rate:g}' if len(rates) > 1 else ''
         specs.append(ReplicaSpec(name, task, seed, rate, own))
   return tuple(specs)
+
+
+def _task_name(name: str) -> str:
+  try:
+    return get_task(name).name
+  except UserError:
+    if ',' not in name or name.startswith(PLAYGROUND_PREFIX):
+      raise
+    names = ', '.join(f"'{part.strip()}'" for part in name.split(','))
+    raise UserError(f"config.tasks holds '{name}' as one task; write --config.tasks=\"({names})\""
+                    ' for several.') from None
 
 
 class RowStore:

@@ -16,6 +16,9 @@ from pemt_jax.stages import analysis, span_corruption
 from pemt_jax.stages.artefacts import save_experts
 from pemt_jax.stages.backbone import Backbone
 from pemt_jax.stages.build import Stage, build
+from pemt_jax.stages.sources import COPIES, copy_sources
+from pemt_jax.training import records
+from pemt_jax.training.config import check_train_config
 from pemt_jax.training.experiment import Experiment
 from pemt_jax.training.loop import TrainResult, train
 
@@ -48,27 +51,31 @@ def run_stage(config: mlc.ConfigDict, workdir: str | pathlib.Path,
     UserError: see `build` and `training.loop.train`.
   """
   workdir, began = pathlib.Path(workdir), time.monotonic()
+  check_train_config(config.train)
   if config.stage == 'span_corruption':
-    return _pretrain(config, workdir, backbone)
+    result = _pretrain(config, workdir, backbone)
+    analysis.write_resources(workdir, time.monotonic() - began)
+    return result
   stage = build(config, workdir, backbone)
   experiment = stage.experiment()
+  copy_sources(stage.source_folders, workdir / COPIES)
   if config.together or len(experiment.replicas) == 1:
-    trained = train(experiment, config, workdir)
+    trained = train(experiment, stage.config, workdir)
   else:
-    trained = _one_by_one(experiment, config, workdir)
+    trained = _one_by_one(stage, experiment, workdir)
   analysis.write(stage, trained, workdir)
   folders = save_experts(stage, trained.tuned, trained.constants, trained.results, workdir)
   analysis.write_resources(workdir, time.monotonic() - began)
   return StageResult(stage, trained, folders)
 
 
-def _one_by_one(experiment: Experiment, config: mlc.ConfigDict,
-                workdir: pathlib.Path) -> TrainResult:
+def _one_by_one(stage: Stage, experiment: Experiment, workdir: pathlib.Path) -> TrainResult:
   """Trains replicas one after the other, each in a folder of its own; joins their results."""
-  parts = []
+  parts, place = [], workdir / 'replicas'
+  records.write_config(records.open_workdir(workdir), stage.config, resumes=place.exists())
   for replica in experiment.replicas:
     alone = dataclasses.replace(experiment, replicas=(replica,))
-    parts.append(train(alone, config, workdir / 'replicas' / replica.name))
+    parts.append(train(alone, stage.specs[replica.name].config, place / replica.name))
   joined: dict[str, Any] = {}
   for part in parts:
     joined |= part.results

@@ -15,9 +15,12 @@ from pemt_jax.experts.library import (
     CARD, ExpertCard, check_backbone, expert_folder, load_expert)
 from pemt_jax.methods.pemt import BankShape
 from pemt_jax.stages.prompts import trim
+from pemt_jax.training.records import RESULT
 from pemt_jax.trees import Tree, flatten, unflatten
 
 PROMPT = 'encoder/embed/prompt'
+STAGE1 = 'pemt/stage1'
+COPIES = 'sources'  # folder of the copies of source experts below a workdir
 _ADAPTER_LEAVES = {'down/kernel': 'down_kernel', 'down/bias': 'down_bias',
                    'up/kernel': 'up_kernel', 'up/bias': 'up_bias'}
 
@@ -37,40 +40,49 @@ class Sources:
   params: Tree
 
 
-def copy_sources(folders: Sequence[str], place: pathlib.Path) -> list[pathlib.Path]:
+def find_sources(folders: Sequence[str]) -> list[pathlib.Path]:
+  """Expert folders that `config.sources` names; the folder of a run stands for all of its experts.
+
+  Raises:
+    UserError: a folder without an expert, or two sources of one name.
+  """
+  found: list[pathlib.Path] = []
+  for folder in map(pathlib.Path, folders):
+    found += [folder] if (folder / CARD).is_file() else _experts_of_run(folder)
+  for folder in found:
+    if not (folder / CARD).is_file():
+      raise UserError(f'source {folder} holds no expert ({CARD} is missing); give folders of'
+                      ' experts that a first stage wrote as config.sources.')
+  names = [folder.name for folder in found]
+  for name in names:
+    if names.count(name) > 1:
+      raise UserError(f"two sources are called '{name}'; rename one of the folders.")
+  return found
+
+
+def _experts_of_run(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Experts of a run in the order of its replicas; the folder itself where there is no run."""
+  if not (folder / RESULT).is_file():
+    return [folder]
+  names = tree_files.read_json(folder / RESULT).get('replicas', {})
+  return [expert_folder(folder, name) for name in names] or [folder]
+
+
+def copy_sources(folders: Sequence[pathlib.Path], place: pathlib.Path) -> None:
   """Copies source experts beside a run, so that its experts stay loadable.
 
   Raises:
-    UserError: a folder without a card, or two sources of one name.
+    UserError: a copy is there that is not of the same expert.
   """
-  copies = []
-  for folder in expand(folders):
-    if not (folder / CARD).is_file():
-      raise UserError(f'source {folder} holds no expert ({CARD} is missing); give folders of'
-                      ' experts that a first stage wrote as sources.')
+  for folder in folders:
     target = place / folder.name
-    if target in copies:
-      raise UserError(f"two sources are called '{folder.name}'; rename one of the folders.")
     if not target.exists():
-      place.mkdir(parents=True, exist_ok=True)
-      partial = place / f'.{folder.name}.part'
-      shutil.rmtree(partial, ignore_errors=True)
-      shutil.copytree(folder, partial)
-      partial.rename(target)
-    copies.append(target)
-  return copies
-
-
-def expand(folders: Sequence[str]) -> list[pathlib.Path]:
-  """Replaces the folder of a run by its experts, in the order of the run's replicas."""
-  found = []
-  for folder in map(pathlib.Path, folders):
-    if (folder / CARD).is_file() or not (folder / 'result.json').is_file():
-      found.append(folder)
-    else:
-      names = tree_files.read_json(folder / 'result.json')['replicas']
-      found += [expert_folder(folder, name) for name in names]
-  return found
+      partial = tree_files.temporary_folder(target)
+      shutil.copytree(folder, partial, dirs_exist_ok=True)
+      tree_files.replace_folder(partial, target)
+    elif (target / CARD).read_bytes() != (folder / CARD).read_bytes():
+      raise UserError(f'{target} is a copy of another expert than {folder}; choose another workdir'
+                      ' or the sources that this run began with.')
 
 
 def load_sources(folders: Sequence[str | pathlib.Path], backbone_name: str,
@@ -83,18 +95,23 @@ def load_sources(folders: Sequence[str | pathlib.Path], backbone_name: str,
     backbone_hash: its hash; experts of another backbone are refused.
 
   Raises:
-    UserError: no source, another backbone, or experts of different forms or sizes.
+    UserError: no source, one that is no expert of stage 1 or of another backbone, or experts of
+      different forms or sizes.
   """
   if not folders:
     raise UserError('stage 2 has no sources; set config.sources to the expert folders of stage 1.')
   loaded = [load_expert(folder) for folder in folders]
-  for _, _, card in loaded:
+  for folder, (_, _, card) in zip(folders, loaded, strict=True):
+    if card.method != STAGE1:
+      raise UserError(f"source {folder} is an expert of '{card.method}'; give experts of '{STAGE1}'"
+                      ' as config.sources.')
     check_backbone(card, backbone_name, backbone_hash)
   flats = [flatten(tuned) for tuned, _, _ in loaded]
   experts = [{path: leaf for path, leaf in flat.items() if '/mlp/wo/' in path} for flat in flats]
-  for folder, expert in zip(folders, experts, strict=True):
-    first = {path: np.shape(leaf) for path, leaf in experts[0].items()}
-    if {path: np.shape(leaf) for path, leaf in expert.items()} != first:
+  sizes = [{path: np.shape(leaf) for path, leaf in expert.items()} for expert in experts]
+  shapes = [_shape(card, expert) for (_, _, card), expert in zip(loaded, experts, strict=True)]
+  for folder, own in zip(folders, zip(sizes, shapes, strict=True), strict=True):
+    if own != (sizes[0], shapes[0]):
       raise UserError(f'source {folder} has experts of another form or size than {folders[0]};'
                       ' train all sources with one stage-1 config.')
   params, prompts = _bank(experts), []
@@ -108,9 +125,9 @@ def load_sources(folders: Sequence[str | pathlib.Path], backbone_name: str,
     size = max(len(prompt) for prompt in prompts)
     params[f'{PROMPT}/sources'] = np.stack(
         [np.pad(prompt, ((size - len(prompt), 0), (0, 0))) for prompt in prompts])
-  shape = _shape(loaded[0][2], experts[0], tuple(len(prompt) for prompt in prompts))
-  names = tuple(card.task for _, _, card in loaded)
-  return Sources(names, dataclasses.replace(shape, count=len(loaded)), unflatten(params))
+  shape = dataclasses.replace(shapes[0], count=len(loaded),
+                              prompt_lengths=tuple(len(prompt) for prompt in prompts))
+  return Sources(tuple(card.task for _, _, card in loaded), shape, unflatten(params))
 
 
 def _bank(experts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -125,11 +142,11 @@ def _bank(experts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
   return bank
 
 
-def _shape(card: ExpertCard, expert: dict[str, np.ndarray],
-           lengths: tuple[int, ...]) -> BankShape:
+def _shape(card: ExpertCard, expert: dict[str, np.ndarray]) -> BankShape:
+  """The shape of a bank of one such expert, without its prompt."""
   options = card.extra['options']
   path, leaf = next((p, v) for p, v in expert.items() if p.endswith(('lora/down', 'down/kernel')))
   width = np.shape(leaf)[-1]
   if path.endswith('lora/down'):
-    return BankShape('lora', 1, width, options['alpha'] / options['rank'], prompt_lengths=lengths)
-  return BankShape('adapter', 1, width, activation=options['activation'], prompt_lengths=lengths)
+    return BankShape('lora', 1, width, options['alpha'] / options['rank'])
+  return BankShape('adapter', 1, width, activation=options['activation'])
