@@ -9,6 +9,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from pemt_jax.deltas.prompt import Prompt
 from pemt_jax.methods import pemt
@@ -25,6 +26,27 @@ PROMPT, SOURCE_PROMPTS = 4, (3, 5)
 LORA_BANK = pemt.BankShape('lora', 2, 3, 0.5, prompt_lengths=SOURCE_PROMPTS)
 ADAPTER_BANK = pemt.BankShape('adapter', 2, 3, prompt_lengths=SOURCE_PROMPTS)
 UNROLLED = Compute(scan_layers=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Affine:
+  """y = factor * base(x + before) + after; shows the input of a site."""
+
+  factor: float = 1.0
+  after: float = 0.0
+
+  def module(self, site, name):
+    return _Affine(self, name=name)
+
+  def prepare(self, stack, name):
+    return None
+
+
+class _Affine(nn.Module):
+  config: Affine
+
+  def __call__(self, base, x, context):
+    return self.config.factor * base(x) + self.config.after, {'seen': x}
 
 
 @functools.cache

@@ -23,6 +23,8 @@ def test_dropout_has_its_rate_and_keeps_the_mean(rate, shape):
   spread = (rate * (1 - rate) / y.size) ** 0.5
   assert abs((y == 0).mean() - rate) < 4 * spread
   np.testing.assert_allclose(y[y != 0], 1 / (1 - rate), rtol=1e-6)
+  slices = y.reshape(-1, *shape[-2:])
+  assert len(np.unique(slices, axis=0)) == len(slices)
   # No axis repeats itself: neighbours agree as often as independent draws do.
   for axis in range(y.ndim):
     if shape[axis] > 1:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
-from flax import linen as nn
 from hypothesis import given, strategies as st
 
 from pemt_jax.deltas.lora import LoRA
@@ -14,28 +11,6 @@ from pemt_jax.errors import UserError
 from pemt_jax.models.sites import Plan, Rule
 from pemt_jax.models.t5 import T5
 from tests import tiny
-
-
-@dataclasses.dataclass(frozen=True)
-class Affine:
-  """y = factor * base(x + before) + after; tells what stands at a site."""
-
-  factor: float = 1.0
-  after: float = 0.0
-
-  def module(self, site, name):
-    return _Affine(self, name=name)
-
-  def prepare(self, stack, name):
-    return None
-
-
-class _Affine(nn.Module):
-  config: Affine
-
-  def __call__(self, base, x, context):
-    return self.config.factor * base(x) + self.config.after, {'seen': x}
-
 
 SMALL = tiny.replace(tiny.CONFIG, encoder_layers=1, decoder_layers=1)
 
@@ -46,23 +21,24 @@ def logits_of(*rules):
 
 
 def test_a_later_rule_is_the_outer_one():
-  double, add = Affine(factor=2.0), Affine(after=3.0)
-  first, _ = logits_of(Rule('a', 'decoder/final_norm', double), Rule('b', 'decoder/final_norm', add))
-  same, _ = logits_of(Rule('a', 'decoder/final_norm', Affine(2.0, 3.0)))
-  other, _ = logits_of(Rule('b', 'decoder/final_norm', add), Rule('a', 'decoder/final_norm', double))
+  double, add = tiny.Affine(factor=2.0), tiny.Affine(after=3.0)
+  site = 'decoder/final_norm'
+  first, _ = logits_of(Rule('a', site, double), Rule('b', site, add))
+  same, _ = logits_of(Rule('a', site, tiny.Affine(2.0, 3.0)))
+  other, _ = logits_of(Rule('b', site, add), Rule('a', site, double))
   np.testing.assert_allclose(first, same, rtol=1e-6)
   assert np.abs(first - other).max() > 0.1
 
 
 def test_every_site_of_the_list_is_called_and_no_other():
   for config in (SMALL, tiny.replace(SMALL, gated=True, tied_head=False)):
-    model = T5(config, Plan((Rule('probe', '*', Affine()),)))
+    model = T5(config, Plan((Rule('probe', '*', tiny.Affine()),)))
     _, aux = tiny.forward(model, tiny.variables_of(model), tiny.make_batch(2, 4, 3))
     assert sorted(aux) == sorted(f'{site}/probe/seen' for site in model.sites())
 
 
 def test_a_rule_with_layers_acts_in_these_layers_only():
-  rule = Rule('probe', '*_norm', Affine(), (('decoder', 1),))
+  rule = Rule('probe', '*_norm', tiny.Affine(), (('decoder', 1),))
   model = T5(tiny.CONFIG, Plan((rule,)))
   _, aux = tiny.forward(model, tiny.variables_of(model), tiny.make_batch(2, 4, 3))
   assert sorted(aux) == [f'decoder/{name}_norm/probe/seen'

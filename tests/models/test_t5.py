@@ -14,7 +14,7 @@ from pemt_jax.interop import huggingface
 from pemt_jax.methods import pemt
 from pemt_jax.methods.base import boxed_shapes
 from pemt_jax.models.layers import Compute
-from pemt_jax.models.sites import Plan
+from pemt_jax.models.sites import Plan, Rule
 from pemt_jax.models.t5 import T5
 from pemt_jax.trees import flatten
 from tests import tiny
@@ -72,12 +72,25 @@ def test_unrolled_and_rematerialised_layers_give_the_same_numbers(compute):
   tiny.assert_trees_close(grads, grads2, rtol=1e-4)
 
 
-def test_dropout_changes_the_logits_and_layers_differ():
+def test_every_key_gives_other_logits():
   model = tiny.model_of(tiny.stage2())
   variables, batch = tiny.variables_of(model), tiny.make_batch()
   runs = [tiny.forward(model, variables, batch, key)[0] for key in (None, KEY, jax.random.key(4))]
   for first, second in ((0, 1), (0, 2), (1, 2)):
     assert np.abs(runs[first] - runs[second]).max() > 0.1
+
+
+def test_layers_and_stacks_draw_their_own_dropout():
+  config = tiny.replace(tiny.CONFIG, gated=True, activation='gelu_tanh', mlp=64)
+  model = T5(config, Plan((Rule('probe', '*/mlp/wo', tiny.Affine()),)))
+  batch = tiny.make_batch(length=6, target_length=6)
+  _, aux = tiny.forward(model, tiny.variables_of(model), batch, KEY)
+  dropped = np.concatenate([aux[f'{stack}/mlp/wo/probe/seen'] == 0
+                            for stack in ('encoder', 'decoder')])
+  for i, one in enumerate(dropped):
+    assert abs(one.mean() - 0.1) < 0.04  # no zeros but those of dropout
+    for other in dropped[:i]:
+      assert abs((one & other).mean() - 0.01) < 0.015
 
 
 @functools.partial(jax.jit, static_argnums=0)
