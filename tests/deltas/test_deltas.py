@@ -79,7 +79,8 @@ def test_activations_are_the_named_functions():
   x = np.linspace(-3, 3, 13).astype(np.float32)
   tanh = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
   erf = 0.5 * x * (1 + np.asarray(jax.scipy.special.erf(x / np.sqrt(2))))
-  expected = {'gelu_new': tanh, 'gelu': erf, 'relu': np.maximum(x, 0), 'swish': x / (1 + np.exp(-x))}
+  expected = {'gelu_new': tanh, 'gelu': erf, 'relu': np.maximum(x, 0),
+              'swish': x / (1 + np.exp(-x))}
   assert expected.keys() == ACTIVATIONS.keys()
   for name, values in expected.items():
     np.testing.assert_allclose(ACTIVATIONS[name](x), values, rtol=1e-4, atol=1e-6, err_msg=name)
