@@ -53,6 +53,9 @@ class _Backend(Protocol):
   def identity(self) -> bytes:
     ...
 
+  def save(self, folder: Path) -> dict[str, int]:
+    """Writes the vocabulary; returns what tokenizer_config.json must say besides its tokens."""
+
 
 class _FastBackend:
   """The `tokenizers` library; encodes a list of texts on all cores."""
@@ -80,6 +83,10 @@ class _FastBackend:
   def identity(self) -> bytes:
     return self._tokenizer.to_str().encode()
 
+  def save(self, folder: Path) -> dict[str, int]:
+    self._tokenizer.save(str(folder / 'tokenizer.json'))
+    return {}
+
 
 class _SentencePieceBackend:
   """A T5 `spiece.model`, to which the sentinels are appended, the first one with the highest id."""
@@ -88,7 +95,7 @@ class _SentencePieceBackend:
     import sentencepiece
     self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
     self._base, self._sentinels = self._pieces.get_piece_size(), sentinels
-    self._identity = path.read_bytes() + str(sentinels).encode()
+    self._model = path.read_bytes()
     named = [PAD, EOS, UNK] + [sentinel_name(i) for i in range(sentinels)]
     self._special = {name: self.token_id(name) for name in named if self.token_id(name) is not None}
     self._splitter = re.compile('(' + '|'.join(map(re.escape, self._special)) + ')')
@@ -125,7 +132,11 @@ class _SentencePieceBackend:
     return self._base + self._sentinels
 
   def identity(self) -> bytes:
-    return self._identity
+    return self._model + str(self._sentinels).encode()
+
+  def save(self, folder: Path) -> dict[str, int]:
+    (folder / 'spiece.model').write_bytes(self._model)
+    return {'extra_ids': self._sentinels}
 
 
 class Tokenizer:
@@ -145,6 +156,7 @@ class Tokenizer:
       UserError: if the vocabulary lacks `pad_token` or `eos_token`.
     """
     self._backend = backend
+    self._tokens = {'pad_token': pad_token, 'eos_token': eos_token}
     self._origin = origin
     self.pad_id = self._required(pad_token, 'pad_token')
     self.eos_id = self._required(eos_token, 'eos_token')
@@ -200,6 +212,13 @@ class Tokenizer:
     """
     rows = [[int(i) for i in row if 0 <= i < self.vocab_size] for row in ids]
     return [text.strip() for text in self._backend.decode(rows)] if rows else []
+
+  def save(self, folder: str | Path) -> None:
+    """Writes the files from which `load_tokenizer` makes this tokenizer again."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = self._tokens | self._backend.save(folder)
+    (folder / 'tokenizer_config.json').write_text(json.dumps(config, indent=2) + '\n')
 
   def sentinel_id(self, index: int) -> int:
     """Id of sentinel `index`; in T5 vocabularies sentinel 0 has the highest id.

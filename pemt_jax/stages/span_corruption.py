@@ -22,6 +22,7 @@ from pemt_jax.training.step import over_replicas
 from pemt_jax.trees import Tree
 
 TOKENIZER = 'tokenizer'
+_VOCABULARIES = ('tokenizer.json', 'spiece.model')
 
 
 def build(config: mlc.ConfigDict, workdir: pathlib.Path,
@@ -103,6 +104,9 @@ def save_backbone(tuned: Tree, backbone: Backbone, config: mlc.ConfigDict,
   huggingface.save_t5(folder, backbone.config, params)
   named = pathlib.Path(place(config.model.tokenizer or config.model.name))
   tokenizer = folder.parent / TOKENIZER if config.data.source == 'playground' else named
-  for name in ('tokenizer.json', 'tokenizer_config.json', 'spiece.model'):
+  if not any((tokenizer / name).is_file() for name in _VOCABULARIES):  # It came from the hub.
+    backbone.tokenizer.save(folder)
+    return
+  for name in (*_VOCABULARIES, 'tokenizer_config.json'):
     if (tokenizer / name).is_file():
       (folder / name).write_bytes((tokenizer / name).read_bytes())

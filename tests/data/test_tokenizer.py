@@ -115,6 +115,18 @@ def test_t5_truncation_equals_transformers(t5_json, t5_folder):
   assert t5_json.encode_batch(texts, 12) == expected
 
 
+def test_saved_tokenizer_is_the_same(words, tmp_path):
+  words.save(tmp_path / 'again')
+  again = tokenizer_lib.load_tokenizer(tmp_path / 'again')
+  assert again.fingerprint == words.fingerprint
+  assert again.sentinel_id(0) == words.sentinel_id(0)
+
+
+def test_saved_pieces_are_the_same(t5_pieces, tmp_path):
+  t5_pieces.save(tmp_path / 'again')
+  assert tokenizer_lib.load_tokenizer(tmp_path / 'again').fingerprint == t5_pieces.fingerprint
+
+
 def test_bad_places_end_with_one_sentence(tmp_path, monkeypatch):
   with pytest.raises(UserError, match=r"Tokenizer folder '/no/such/place' does not exist; give a"):
     tokenizer_lib.load_tokenizer('/no/such/place')
