@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
   """A mistake in a command, a config or a file, told in one sentence.
@@ -9,3 +11,18 @@ class UserError(ValueError):
   The sentence names the offending value, the place where it was given and the remedy. Launch
   scripts print it to stderr and end with exit code 2, without a traceback (`pemt_jax.cli.run`).
   """
+
+
+def one_of(field: str, value: str, allowed: Iterable[str]) -> None:
+  """Checks a word in a config.
+
+  Args:
+    field: dotted name of the config field, for the message.
+    value: what it holds.
+    allowed: the known words.
+
+  Raises:
+    UserError: the word is not known.
+  """
+  if value not in allowed:
+    raise UserError(f"{field} is '{value}'; choose one of {', '.join(allowed)}.")

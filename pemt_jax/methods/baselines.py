@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from pemt_jax.deltas.adapter import Adapter, Bottleneck
+from pemt_jax.deltas.adapter import ACTIVATIONS, Adapter, Bottleneck
 from pemt_jax.deltas.prompt import Prompt
+from pemt_jax.errors import one_of
 from pemt_jax.methods.base import Method
 from pemt_jax.methods.pemt import FROZEN, NORMS, PROMPT
 from pemt_jax.models.sites import Plan, Rule
@@ -27,6 +28,14 @@ class AdapterOptions:
   activation: str = 'gelu_new'
   prompt: bool = False
   tune_norms: bool = True
+
+  def __post_init__(self):
+    """Checks the activation.
+
+    Raises:
+      UserError: unknown.
+    """
+    one_of('method.activation', self.activation, ACTIVATIONS)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from pemt_jax.deltas.adapter import Adapter, Bottleneck, ParallelAdapter
+from pemt_jax.deltas.adapter import ACTIVATIONS, Adapter, Bottleneck, ParallelAdapter
 from pemt_jax.deltas.lora import LoRA
 from pemt_jax.deltas.prompt import Prompt
-from pemt_jax.errors import UserError
+from pemt_jax.errors import one_of
 from pemt_jax.experts.bank import AdapterExperts, LoRAExperts
 from pemt_jax.experts.mixture import SourceMixture
 from pemt_jax.methods.base import Auxiliary, Method, Metrics
@@ -49,6 +49,16 @@ class Stage1Options:
   activation: str = 'gelu_new'
   prompt: bool = True
   tune_norms: bool = False
+
+  def __post_init__(self):
+    """Checks the words among the values.
+
+    Raises:
+      UserError: an unknown word.
+    """
+    one_of('method.expert', self.expert, ('lora', 'adapter'))
+    one_of('method.up_init', self.up_init, ('uniform', 'zero'))
+    one_of('method.activation', self.activation, ACTIVATIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +105,15 @@ class Stage2Options:
   pool_without_prompt: str = 'first'
   mask_padding: bool = True
 
+  def __post_init__(self):
+    """Checks the words among the values.
+
+    Raises:
+      UserError: an unknown word.
+    """
+    one_of('method.activation', self.activation, ACTIVATIONS)
+    one_of('method.pool_without_prompt', self.pool_without_prompt, ('first', 'all'))
+
 
 @dataclasses.dataclass(frozen=True)
 class BankShape:
@@ -124,9 +143,6 @@ def stage1(options: Stage1Options, config: T5Config, prompt_length: int) -> Meth
     options: see `Stage1Options`.
     config: of the backbone.
     prompt_length: rows of the prompt, padding included; read only with a prompt.
-
-  Raises:
-    UserError: `options.expert` is unknown.
   """
   rules, tuned = [], []
   if options.prompt:
