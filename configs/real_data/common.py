@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ml_collections as mlc
 
-# Splits that the local folder can serve; see docs/real_data.md.
+# Splits that the local folder can serve; see docs/data.md.
 PER_TASK = {
     'mnli': {'split_rule': 'first_n_of_train'},
     'superglue-record': {'split_rule': 'first_n_of_train', 'validation_rows': 32},

@@ -26,11 +26,11 @@ def get_config() -> mlc.ConfigDict:
   config.data.batch_size = 32
   config.data.eval_batch_size = 64
   config.data.validation_chunks = 256
-  config.train.steps = 3500
+  config.train.steps = 1200
   config.train.learning_rate = 3e-3
-  config.train.warmup_steps = 300
+  config.train.warmup_steps = 120
   config.train.schedule = 'cosine'
-  config.train.eval_every = 500
+  config.train.eval_every = 300
   config.train.metric = 'loss'
   config.train.greater_is_better = False
   config.train.final_split = ''

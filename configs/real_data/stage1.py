@@ -1,4 +1,4 @@
-"""PEMT stage 1 on six real sources in one program, on the small T5 of configs/real_data/pretrain.py.
+"""PEMT stage 1 on six real sources in one program, on the T5 of configs/real_data/pretrain.py.
 
 python launch/train.py --config=configs/real_data/stage1.py --workdir=runs/real_data/stage1 \\
   --config.model.name=runs/real_data/pretrain/backbone --config.data.root=DATA

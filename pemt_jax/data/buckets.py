@@ -133,6 +133,7 @@ class BatchOrder:
 
   @property
   def steps_per_epoch(self) -> int:
+    """Batches of one pass over the rows."""
     return steps_per_epoch(len(self.keys), self.batch_size, self.drop_remainder)
 
   def rows(self, step: int) -> tuple[np.ndarray, int]:

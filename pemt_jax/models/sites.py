@@ -169,13 +169,14 @@ class Plan:
           raise UserError(
               f"plan rule '{rule.name}' names layer {layer} of '{stack}', where no site matches"
               f" '{rule.site}'; change the layers or the site pattern of the rule.")
-    for stack, depth in depths.items():
-      for plan in (self.for_layer(stack, layer) for layer in range(depth)):
-        for path in fnmatch.filter(sites, f'{stack}/*'):
-          names = [rule.name for rule in plan.at(path)]
-          if len(names) != len(set(names)):
-            raise UserError(f"two plan rules at site '{path}' share a name: {', '.join(names)};"
-                            ' rename one of them.')
+    layers = [(stack, layer) for stack, depth in depths.items() for layer in range(depth)]
+    for stack, layer in layers:
+      plan = self.for_layer(stack, layer)
+      for path in fnmatch.filter(sites, f'{stack}/*'):
+        names = [rule.name for rule in plan.at(path)]
+        if len(names) != len(set(names)):
+          raise UserError(f"two plan rules at site '{path}' share a name: {', '.join(names)};"
+                          ' rename one of them.')
 
 
 def plan_as_json(plan: Plan) -> list[dict[str, Any]]:
