@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -153,37 +154,33 @@ class Plan:
         site, or shares its name with another rule at the same site.
     """
     for rule in self.rules:
-      found = fnmatch.filter(sites, rule.site)
-      if not found:
-        raise UserError(
-            f"plan rule '{rule.name}' matches no site: '{rule.site}' is not among"
-            f' {", ".join(sites)}; change the site pattern of the rule.')
-      if rule.layers == ():
-        raise UserError(f"plan rule '{rule.name}' names no layer; remove the rule or give layers.")
-      for stack, layer in rule.layers or ():
-        if layer not in range(depths.get(stack, 0)):
-          raise UserError(
-              f"plan rule '{rule.name}' names layer {layer} of '{stack}', which has"
-              f' {depths.get(stack, 0)} layers; change the layers of the rule.')
-        if not any(path.startswith(f'{stack}/') for path in found):
-          raise UserError(
-              f"plan rule '{rule.name}' names layer {layer} of '{stack}', where no site matches"
-              f" '{rule.site}'; change the layers or the site pattern of the rule.")
-    layers = [(stack, layer) for stack, depth in depths.items() for layer in range(depth)]
-    for stack, layer in layers:
-      plan = self.for_layer(stack, layer)
-      for path in fnmatch.filter(sites, f'{stack}/*'):
+      self._check_place(rule, fnmatch.filter(sites, rule.site), sites, depths)
+    for stack, depth in depths.items():
+      here = fnmatch.filter(sites, f'{stack}/*')
+      for plan, path in itertools.product(
+          (self.for_layer(stack, layer) for layer in range(depth)), here):
         names = [rule.name for rule in plan.at(path)]
         if len(names) != len(set(names)):
           raise UserError(f"two plan rules at site '{path}' share a name: {', '.join(names)};"
                           ' rename one of them.')
 
-
-def plan_as_json(plan: Plan) -> list[dict[str, Any]]:
-  """The rules of a plan as plain values."""
-  return [{'name': rule.name, 'site': rule.site, 'layers': rule.layers,
-           'delta': type(rule.delta).__name__, 'config': dataclasses.asdict(rule.delta)}
-          for rule in plan.rules]
+  @staticmethod
+  def _check_place(rule, found, sites, depths):
+    if not found:
+      raise UserError(
+          f"plan rule '{rule.name}' matches no site: '{rule.site}' is not among"
+          f' {", ".join(sites)}; change the site pattern of the rule.')
+    if rule.layers == ():
+      raise UserError(f"plan rule '{rule.name}' names no layer; remove the rule or give layers.")
+    for stack, layer in rule.layers or ():
+      if layer not in range(depths.get(stack, 0)):
+        raise UserError(
+            f"plan rule '{rule.name}' names layer {layer} of '{stack}', which has"
+            f' {depths.get(stack, 0)} layers; change the layers of the rule.')
+      if not any(path.startswith(f'{stack}/') for path in found):
+        raise UserError(
+            f"plan rule '{rule.name}' names layer {layer} of '{stack}', where no site matches"
+            f" '{rule.site}'; change the layers or the site pattern of the rule.")
 
 
 def call_site(plan: Plan, site: Site, base: Base, x: Any,

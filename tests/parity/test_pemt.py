@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from pemt_jax.errors import UserError
-from pemt_jax.interop import pemt_original
+from pemt_jax.interop import files, pemt_original
 from pemt_jax.models.layers import Compute
+from pemt_jax.models.sites import Plan, Rule
 from pemt_jax.models.t5 import T5
 from pemt_jax.parity import pemt as parity
 from pemt_jax.training.rules import FROZEN, assign_groups
@@ -56,6 +57,30 @@ def test_tuned_leaves_are_those_that_the_original_trained(name, golden_root):
   tuned = {original for path, group in groups.items() if group != FROZEN
            for original in names[path].values()}
   assert tuned == set(case['trainable'])
+
+
+PROBES = (Rule('probe', '*/self_attention_norm', tiny.Affine()),
+          Rule('probe', '*/final_norm', tiny.Affine()))
+
+
+@pytest.mark.parametrize('name', [
+    'stage2_pemt', pytest.param('adapter_stage2_moe', marks=pytest.mark.slow)])
+def test_states_between_the_layers_are_reproduced(name, golden_root):
+  folder = golden_root / 'pemt' / name
+  case = json.loads((folder / 'case.json').read_text())
+  layout = pemt_original.layout_from_case(case)
+  method = parity.method_of(layout, case['method_config'])
+  variables = pemt_original.state_to_tree(files.read_tensors(folder / 'state.safetensors'), layout)
+  model = T5(layout.backbone, Plan((*method.plan.rules, *PROBES)))
+  with np.load(folder / 'inputs.npz') as inputs:
+    _, aux = tiny.forward(model, variables, parity.read_batch(dict(inputs)))
+  with np.load(folder / 'outputs.npz') as expected:
+    for short, stack in (('enc', 'encoder'), ('dec', 'decoder')):
+      states = [*aux[f'{stack}/self_attention_norm/probe/seen'],
+                aux[f'{stack}/final_norm/probe/seen']]
+      np.testing.assert_allclose(states[0], expected[f'{short}/inputs_embeds'], atol=1e-6)
+      for layer, state in enumerate(states[1:]):
+        np.testing.assert_allclose(state, expected[f'{short}/{layer}/ff_out'], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
