@@ -183,6 +183,13 @@ class Plan:
             f" '{rule.site}'; change the layers or the site pattern of the rule.")
 
 
+def plan_as_json(plan: Plan) -> list[dict[str, Any]]:
+  """The rules of a plan as plain values."""
+  return [{'name': rule.name, 'site': rule.site, 'layers': rule.layers,
+           'delta': type(rule.delta).__name__, 'config': dataclasses.asdict(rule.delta)}
+          for rule in plan.rules]
+
+
 def call_site(plan: Plan, site: Site, base: Base, x: Any,
               context: SiteContext) -> tuple[jax.Array, Aux]:
   """Calls `base` with the planned deltas around it; use inside a compact method.
