@@ -22,6 +22,19 @@ def description_ids(config: mlc.ConfigDict, task: str, tokenizer: Tokenizer) -> 
   return [ids[i % len(ids)] for i in range(length)] if length else ids
 
 
+INITS = ('vocab', 'normal', 'uniform')
+
+
+def check_init(mode: str) -> None:
+  """Checks `config.prompt.init`.
+
+  Raises:
+    UserError: unknown mode.
+  """
+  if mode not in INITS:
+    raise UserError(f"prompt.init is '{mode}'; choose 'vocab', 'normal' or 'uniform'.")
+
+
 def initial_prompt(mode: str, ids: Sequence[int], embedding: np.ndarray,
                    key: jax.Array) -> jax.Array:
   """First value of a prompt.
@@ -39,15 +52,14 @@ def initial_prompt(mode: str, ids: Sequence[int], embedding: np.ndarray,
   Raises:
     UserError: unknown mode.
   """
+  check_init(mode)
   ids = jnp.asarray(list(ids), jnp.int32)
   if mode == 'vocab':
     return jnp.asarray(embedding, jnp.float32)[ids]
   width = embedding.shape[1]
   if mode == 'normal':
     return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), (width,)))(ids)
-  if mode == 'uniform':
-    return jax.random.uniform(key, (len(ids), width), jnp.float32, -0.5, 0.5)
-  raise UserError(f"prompt.init is '{mode}'; choose 'vocab', 'normal' or 'uniform'.")
+  return jax.random.uniform(key, (len(ids), width), jnp.float32, -0.5, 0.5)
 
 
 def left_pad(table: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
