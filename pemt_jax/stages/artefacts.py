@@ -64,6 +64,10 @@ def _without_padding(tuned: Tree, constants: Tree) -> tuple[Tree, Tree]:
   return unflatten(flat), unflatten(state)
 
 
+def _as_tuples(value: Any) -> Any:
+  return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
+
+
 def config_from_json(values: dict[str, Any]) -> mlc.ConfigDict:
   """Rebuilds the config of a stage from the plain values of a card or config.json."""
   config = base_config(values['stage'])
@@ -74,7 +78,7 @@ def config_from_json(values: dict[str, Any]) -> mlc.ConfigDict:
         if isinstance(value, dict) and isinstance(node.get(key), mlc.ConfigDict):
           fill(node[key], value)
         else:
-          node[key] = tuple(value) if isinstance(value, list) else value
+          node[key] = _as_tuples(value)
 
   fill(config, values)
   return config
