@@ -151,13 +151,10 @@ def stage1(options: Stage1Options, config: T5Config, prompt_length: int) -> Meth
   if options.expert == 'lora':
     delta = LoRA(options.rank, options.alpha / options.rank, options.up_init)
     name = 'lora'
-  elif options.expert == 'adapter':
+  else:
     delta = ParallelAdapter(
         Bottleneck(max(config.mlp // options.reduction, 1), options.activation))
     name = 'ffout'
-  else:
-    raise UserError(f"method.expert is '{options.expert}', which is neither 'lora' nor 'adapter';"
-                    ' choose one of them.')
   rules.append(Rule(name, '*/mlp/wo', delta))
   tuned.append((f'.*/wo/{name}/.*', 'expert'))
   if options.tune_norms:

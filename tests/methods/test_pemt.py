@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pemt_jax.errors import UserError
-from pemt_jax.methods import pemt
+from pemt_jax.methods import baselines, pemt
 from pemt_jax.methods.base import make_loss
 from pemt_jax.models.t5 import T5
 from pemt_jax.models.t5_config import t5_config
@@ -163,11 +163,22 @@ def test_without_correlation_there_are_no_source_prompts():
   assert 'encoder/embed/prompt/sources' not in shapes
 
 
-def test_an_unknown_expert_form_is_an_error():
+@pytest.mark.parametrize('make, sentence', [
+    (lambda: pemt.Stage1Options(expert='prefix'),
+     "method.expert is 'prefix'; choose one of lora, adapter."),
+    (lambda: pemt.Stage1Options(up_init='normal'),
+     "method.up_init is 'normal'; choose one of uniform, zero."),
+    (lambda: pemt.Stage2Options(activation='tanh'),
+     "method.activation is 'tanh'; choose one of gelu_new, gelu, relu, swish."),
+    (lambda: pemt.Stage2Options(pool_without_prompt='last'),
+     "method.pool_without_prompt is 'last'; choose one of first, all."),
+    (lambda: baselines.AdapterOptions(activation='tanh'),
+     "method.activation is 'tanh'; choose one of gelu_new, gelu, relu, swish."),
+])
+def test_an_unknown_word_among_the_options_is_an_error(make, sentence):
   with pytest.raises(UserError) as error:
-    pemt.stage1(pemt.Stage1Options(expert='prefix'), tiny.CONFIG, 4)
-  assert str(error.value) == ("method.expert is 'prefix', which is neither 'lora' nor 'adapter';"
-                              ' choose one of them.')
+    make()
+  assert str(error.value) == sentence
 
 
 BASE = tiny.replace(t5_config('t5-base'), vocab_size=32100)
