@@ -12,11 +12,13 @@ import numpy as np
 
 from pemt_jax.data import pipeline, sources
 from pemt_jax.data.tasks import get_task
+from pemt_jax.data.tasks_base import DEFAULT_TEMPLATE
 from pemt_jax.data.templates import Example, RowError
 from pemt_jax.errors import UserError
 from pemt_jax.experts.library import CARD, expert_folder, list_experts
 from pemt_jax.stages.artefacts import LoadedExpert, open_expert
 from pemt_jax.stages.backbone import Backbone
+from pemt_jax.stages.config import data_config
 from pemt_jax.stages.labels import make_label_scorer, score_rows
 from pemt_jax.training.experiment import Replica
 
@@ -53,15 +55,22 @@ def evaluate_experts(place: pathlib.Path, split: str,
   return results
 
 
-def read_examples(path: pathlib.Path, task_name: str) -> list[Example]:
-  """Reads rows to predict: a column `source`, or the fields of the task; labels may be absent.
+def read_examples(path: pathlib.Path, task_name: str,
+                  template_name: str = DEFAULT_TEMPLATE) -> list[Example]:
+  """Reads rows to predict: a column `source`, or the fields of the task; labels are not read.
+
+  Args:
+    path: rows in a form that `data.sources.read_file` knows.
+    task_name: task whose fields the rows may have.
+    template_name: see `Task.variants`.
 
   Raises:
-    UserError: no rows, or a row that is no input of the task.
+    UserError: no file, no rows, or a row that is no input of the task.
   """
   if not path.is_file():
     raise UserError(f"there is no file '{path}' of rows to predict; correct the path of --input.")
   task, table = get_task(task_name), sources.read_file(str(path))
+  template = task.template_named(template_name)
   if not table.rows:
     raise UserError(f'{path} holds no rows; give a file with rows to predict.')
   examples = []
@@ -70,7 +79,7 @@ def read_examples(path: pathlib.Path, task_name: str) -> list[Example]:
       examples.append(Example(str(row['source']), str(row.get('target') or ''), {}))
       continue
     try:
-      examples.append(task.template({**row, **task.blank})[0])
+      examples.append(template({**row, **task.blank})[0])
     except RowError as error:
       raise UserError(f'{table.place(index)}: {error}.') from error
   return examples
@@ -96,7 +105,8 @@ def predict_file(place: pathlib.Path, source: pathlib.Path, target: pathlib.Path
     raise UserError(f"{place} holds {len(folders)} experts ({', '.join(f.name for f in folders)});"
                     ' give the folder of one of them.')
   expert = open_expert(folders[0], None, overrides)
-  examples = read_examples(source, expert.card.task)
+  own = data_config(expert.stage.config).for_task(expert.card.task)
+  examples = read_examples(source, expert.card.task, own.template)
   texts, scores = predict_examples(expert, examples)
   words = get_task(expert.card.task).label_words
   lines = []
