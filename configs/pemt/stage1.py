@@ -3,7 +3,8 @@
 Reproduces the authors' stage-1 script: t5-base, LoRA r 64 on the feed-forward output, lr 5e-4,
 warm-up 500, 5 epochs, batch 128, 256 tokens. With every training row of the six sources this needs
 an accelerator; the paper gives no figures for this stage. `configs/pemt/stage1.py:task=rte` trains
-a further source with the authors' settings for it.
+a further source with the authors' settings for it, `configs/pemt/stage1.py:pool=1` all 19 sources
+of the source-count study (configs/pemt/source_count.py).
 """
 
 from __future__ import annotations
@@ -15,18 +16,21 @@ from pemt_jax.stages.config import base_config, parse_argument
 
 
 def get_config(argument: str | None = None) -> mlc.ConfigDict:
-  """`task`: one further source; '' trains the six main sources."""
-  task = parse_argument(argument, task='')['task']
+  """`task`: one further source; `pool=1`: the whole pool; else the six main sources."""
+  values = parse_argument(argument, task='', pool=0)
   config = base_config('pemt/stage1')
-  config.tasks = (task,) if task else presets.SOURCES
+  config.tasks = presets.POOL if values['pool'] else presets.SOURCES
+  if values['task']:
+    config.tasks = (values['task'],)
   config.data.batch_size = 128
   config.data.eval_batch_size = 256
   config.train.learning_rate = 5e-4
   config.train.warmup_steps = 500
   config.train.epochs = 5.0
-  if task and task not in presets.SOURCES:
-    config.train.warmup_steps = 0
-    with config.per_task.unlocked():
+  further = [task for task in config.tasks if task not in presets.SOURCES]
+  with config.per_task.unlocked():
+    for task in further:
       config.per_task[task] = mlc.ConfigDict(
           presets.STAGE1_EXTRA.get(task, presets.STAGE1_EXTRA_DEFAULT))
+      config.per_task[task].train.warmup_steps = 0
   return config

@@ -1,0 +1,86 @@
+"""Pretraining leaves a backbone that the other stages load."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from pemt_jax.data import playground
+from pemt_jax.data.tokenizer import load_tokenizer, train_word_tokenizer
+from pemt_jax.errors import UserError
+from pemt_jax.experts import tree_files
+from pemt_jax.interop import huggingface
+from pemt_jax.stages import span_corruption
+from pemt_jax.stages.config import base_config
+from pemt_jax.stages.run import run_stage
+from tests.stages import small
+
+
+def config_of(**data):
+  config = base_config('span_corruption')
+  config.model.name = 't5-small'
+  config.model.weights = 'random'
+  with config.unlocked():
+    config.model.shape.update(small.SHAPE | {'vocab_size': 600})
+  config.data.max_source_length = 16
+  config.data.batch_size = 8
+  config.data.eval_batch_size = 8
+  config.data.validation_chunks = 8
+  config.train.steps = 4
+  config.train.learning_rate = 1e-2
+  config.train.log_every = 1
+  config.train.metric, config.train.greater_is_better = 'loss', False
+  config.train.final_split = ''
+  config.train.tensorboard = False
+  config.data.update(data)
+  return config
+
+
+def losses(workdir):
+  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  return [line['train/loss'] for line in lines if 'train/loss' in line]
+
+
+def check_backbone(folder, tokenizer):
+  shapes, params = huggingface.load_t5(folder)
+  assert (shapes.embed, shapes.vocab_size) == (16, 600)
+  assert all(np.isfinite(leaf).all() for leaf in (params['shared']['embedding'],
+                                                  params['encoder']['final_norm']['scale']))
+  assert load_tokenizer(folder).fingerprint == tokenizer.fingerprint
+
+
+def test_text_of_files_becomes_a_backbone(workdir):
+  lines = playground.corpus(0, 120)
+  tokenizer = train_word_tokenizer(lines, workdir / 'words', sentinels=8)
+  (workdir / 'text').mkdir()
+  (workdir / 'text' / 'a.txt').write_text('\n'.join(lines))
+  config = config_of(text=(str(workdir / 'text'),))
+  config.model.tokenizer = str(workdir / 'words')
+  result = run_stage(config, workdir / 'run')
+  found = losses(workdir / 'run')
+  assert len(found) == 4 and np.isfinite(found).all()
+  check_backbone(result.experts['backbone'], tokenizer)
+  assert tree_files.read_json(workdir / 'run' / 'resources.json')['peak_host_bytes'] > 0
+
+
+@pytest.mark.slow
+def test_the_playground_becomes_a_backbone_that_stage1_trains_on(workdir):
+  result = run_stage(config_of(source='playground', sentences=150), workdir / 'run')
+  assert result.experts == {'backbone': workdir / 'run' / 'backbone'}
+  check_backbone(result.experts['backbone'],
+                 load_tokenizer(workdir / 'run' / span_corruption.TOKENIZER))
+  again = run_stage(config_of(source='playground', sentences=150), workdir / 'run')
+  assert again.trained.results == result.trained.results
+  stage1 = run_stage(small.config_of('pemt/stage1', str(workdir / 'run' / 'backbone')),
+                     workdir / 'stage1')
+  assert set(stage1.experts) == {name.replace('/', '-') for name in small.SOURCES}
+
+
+def test_no_text_is_an_error(workdir):
+  with pytest.raises(UserError) as error:
+    run_stage(config_of(), workdir / 'run')
+  assert str(error.value) == ('span corruption has no text; set config.data.text to text files or '
+                              'folders.')
+  assert not (workdir / 'run').exists()
