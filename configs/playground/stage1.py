@@ -9,21 +9,25 @@ from pemt_jax.stages.config import base_config
 
 
 def get_config() -> mlc.ConfigDict:
-  """Six sources, rank 8 experts."""
+  """Six sources, rank 16 experts."""
   config = base_config('pemt/stage1')
   config.tasks = tuple(f'playground/{name}' for name in SOURCES)
   config.model.name = 'playground'
   config.data.source = 'playground'
-  config.data.max_source_length = 40
-  config.data.max_target_length = 8
-  config.data.buckets = (40,)
+  config.data.max_source_length = 16
+  config.data.max_target_length = 4
+  config.data.buckets = (16,)
+  config.data.target_buckets = (4,)
+  config.data.lookahead = 1
   config.data.batch_size = 64
   config.data.eval_batch_size = 256
-  config.generation.max_length = 5
-  config.method.rank = 8
-  config.method.alpha = 8.0
-  config.train.epochs = 10.0
-  config.train.learning_rate = 5e-3
+  config.generation.max_length = 4
+  config.method.rank = 16
+  config.method.alpha = 16.0
+  # The published uniform start disturbs so small a backbone for hundreds of steps.
+  config.method.up_init = 'zero'
+  config.train.steps = 600
+  config.train.learning_rate = 1e-2
   config.train.warmup_steps = 50
-  config.train.eval_every = 'epoch'
+  config.train.eval_every = 200
   return config
