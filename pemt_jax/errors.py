@@ -13,6 +13,22 @@ class UserError(ValueError):
   """
 
 
+def number(field: str, value: float, right: bool, allowed: str) -> None:
+  """Checks a number in a config.
+
+  Args:
+    field: dotted name of the config field, for the message.
+    value: what it holds.
+    right: whether it is in its range.
+    allowed: the range in words, such as 'at least 1'.
+
+  Raises:
+    UserError: the number is out of its range.
+  """
+  if not right:
+    raise UserError(f'{field} is {value}; give a number {allowed}.')
+
+
 def one_of(field: str, value: str, allowed: Iterable[str]) -> None:
   """Checks a word in a config.
 

@@ -17,7 +17,7 @@ QA = ('nq', 'newsqa', 'searchqa', 'hotpotqa')
 
 
 def fields(batch_size: int, epochs: float, length: int = 256) -> dict[str, Any]:
-  """One task's entry of `config.per_task`."""
+  """What the authors set for one task, as a part of a config."""
   return {'data': {'batch_size': batch_size, 'max_source_length': length},
           'train': {'epochs': float(epochs)}}
 

@@ -9,6 +9,8 @@ of the source-count study (configs/pemt/source_count.py).
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_collections as mlc
 
 from configs.pemt import presets
@@ -20,17 +22,23 @@ def get_config(argument: str | None = None) -> mlc.ConfigDict:
   values = parse_argument(argument, task='', pool=0)
   config = base_config('pemt/stage1')
   config.tasks = presets.POOL if values['pool'] else presets.SOURCES
-  if values['task']:
-    config.tasks = (values['task'],)
   config.data.batch_size = 128
   config.data.eval_batch_size = 256
   config.train.learning_rate = 5e-4
   config.train.warmup_steps = 500
   config.train.epochs = 5.0
-  further = [task for task in config.tasks if task not in presets.SOURCES]
-  with config.per_task.unlocked():
-    for task in further:
-      config.per_task[task] = mlc.ConfigDict(
-          presets.STAGE1_EXTRA.get(task, presets.STAGE1_EXTRA_DEFAULT))
-      config.per_task[task].train.warmup_steps = 0
+  if values['task']:
+    config.tasks = (values['task'],)
+    config.update(_further(values['task']))
+  elif values['pool']:
+    with config.per_task.unlocked():
+      config.per_task.update({task: _further(task) for task in presets.POOL})
   return config
+
+
+def _further(task: str) -> dict[str, Any]:
+  """What differs from the script of the main sources; nothing for those themselves."""
+  if task in presets.SOURCES:
+    return {}
+  values = presets.STAGE1_EXTRA.get(task, presets.STAGE1_EXTRA_DEFAULT)
+  return values | {'train': values['train'] | {'warmup_steps': 0}}

@@ -28,7 +28,5 @@ def get_config(argument: str | None = None) -> mlc.ConfigDict:
   if values['grid']:
     config.learning_rates = presets.LEARNING_RATE_GRID
   if values['preset']:
-    with config.per_task.unlocked():
-      config.per_task[values['task']] = mlc.ConfigDict(
-          presets.STAGE2.get(values['task'], presets.STAGE2_DEFAULT))
+    config.update(presets.STAGE2.get(values['task'], presets.STAGE2_DEFAULT))
   return config

@@ -38,7 +38,8 @@ def get_task(name: str) -> Task:
     return _file_task(name)
   name = _ALIASES.get(name, name)
   if name not in TASKS:
-    close = difflib.get_close_matches(name, [*TASKS, *_ALIASES], n=3)
+    close = [each for each in TASKS if name and name in each]
+    close = close or difflib.get_close_matches(name, [*TASKS, *_ALIASES], n=3)
     near = f"close names are {', '.join(close)}" if close else f"the names are {', '.join(TASKS)}"
     raise UserError(f"there is no task '{name}'; {near}.")
   return TASKS[name]

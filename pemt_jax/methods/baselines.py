@@ -6,7 +6,7 @@ import dataclasses
 
 from pemt_jax.deltas.adapter import ACTIVATIONS, Adapter, Bottleneck
 from pemt_jax.deltas.prompt import Prompt
-from pemt_jax.errors import one_of
+from pemt_jax.errors import number, one_of
 from pemt_jax.methods.base import Method
 from pemt_jax.methods.pemt import FROZEN, NORMS, PROMPT
 from pemt_jax.models.sites import Plan, Rule
@@ -30,11 +30,12 @@ class AdapterOptions:
   tune_norms: bool = True
 
   def __post_init__(self):
-    """Checks the activation.
+    """Checks the values.
 
     Raises:
-      UserError: unknown.
+      UserError: an unknown word or a number out of its range.
     """
+    number('method.reduction', self.reduction, self.reduction >= 1, 'of at least 1')
     one_of('method.activation', self.activation, ACTIVATIONS)
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from pemt_jax.deltas.adapter import ACTIVATIONS, Adapter, Bottleneck, ParallelAdapter
 from pemt_jax.deltas.lora import LoRA
 from pemt_jax.deltas.prompt import Prompt
-from pemt_jax.errors import one_of
+from pemt_jax.errors import UserError, number, one_of
 from pemt_jax.experts.bank import AdapterExperts, LoRAExperts
 from pemt_jax.experts.mixture import SourceMixture
 from pemt_jax.methods.base import Auxiliary, Method, Metrics
@@ -51,11 +51,13 @@ class Stage1Options:
   tune_norms: bool = False
 
   def __post_init__(self):
-    """Checks the words among the values.
+    """Checks the values.
 
     Raises:
-      UserError: an unknown word.
+      UserError: an unknown word or a number out of its range.
     """
+    number('method.rank', self.rank, self.rank >= 1, 'of at least 1')
+    number('method.reduction', self.reduction, self.reduction >= 1, 'of at least 1')
     one_of('method.expert', self.expert, ('lora', 'adapter'))
     one_of('method.up_init', self.up_init, ('uniform', 'zero'))
     one_of('method.activation', self.activation, ACTIVATIONS)
@@ -106,11 +108,17 @@ class Stage2Options:
   mask_padding: bool = True
 
   def __post_init__(self):
-    """Checks the words among the values.
+    """Checks the values.
 
     Raises:
-      UserError: an unknown word.
+      UserError: an unknown word or a number out of its range.
     """
+    number('method.reduction', self.reduction, self.reduction >= 1, 'of at least 1')
+    number('method.gate_temperature', self.gate_temperature, self.gate_temperature > 0, 'above 0')
+    number('method.sparsity_weight', self.sparsity_weight, self.sparsity_weight >= 0,
+           'of at least 0')
+    number('method.correlation_dropout', self.correlation_dropout,
+           0 <= self.correlation_dropout < 1, 'from 0 to below 1')
     one_of('method.activation', self.activation, ACTIVATIONS)
     one_of('method.pool_without_prompt', self.pool_without_prompt, ('first', 'all'))
 
@@ -165,6 +173,11 @@ def stage1(options: Stage1Options, config: T5Config, prompt_length: int) -> Meth
 def _adapter_places(options: Stage2Options, config: T5Config) -> set[tuple[str, int]]:
   chosen = {'encoder': options.encoder_layers, 'decoder': options.decoder_layers}
   depth = {'encoder': config.encoder_layers, 'decoder': config.decoder_layers}
+  for stack, layers in chosen.items():
+    for layer in layers or ():
+      if layer not in range(depth[stack]):
+        raise UserError(f'method.{stack}_layers names layer {layer}, but the {stack} has the layers'
+                        f' 0 to {depth[stack] - 1}; correct it.')
   if not options.target_adapter:
     return set()
   return {(stack, layer) for stack, layers in chosen.items()

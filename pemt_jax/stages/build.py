@@ -151,7 +151,7 @@ def build(config: mlc.ConfigDict, workdir: str | pathlib.Path,
     UserError: whatever in the config or the files does not fit.
   """
   workdir = pathlib.Path(workdir)
-  prompts.check_init(config.prompt.init)
+  prompts.check_prompt(config)
   specs = {spec.name: spec for spec in replica_specs(config)}
   if len(config.tasks) == 1:  # The differences of the only task are those of the whole run.
     config = next(iter(specs.values())).config

@@ -31,6 +31,11 @@ STAGES = {
 _OWN_TRAIN_FIELDS = ('steps', 'epochs', 'learning_rate', 'warmup_steps')
 
 
+def _require_stage(stage: str) -> None:
+  if stage not in STAGES:
+    raise UserError(f"stage '{stage}' is unknown; choose one of {', '.join(STAGES)}.")
+
+
 def optional(value: Any, kind: type) -> config_dict.FieldReference:
   """A field that holds None or a value of `kind`."""
   return config_dict.FieldReference(value, field_type=kind)
@@ -55,8 +60,7 @@ def base_config(stage: str) -> mlc.ConfigDict:
   Raises:
     UserError: unknown stage.
   """
-  if stage not in STAGES:
-    raise UserError(f"stage '{stage}' is unknown; choose one of {', '.join(STAGES)}.")
+  _require_stage(stage)
   config = mlc.ConfigDict()
   config.stage = stage
   # Replicas: one for every task x seed x learning rate.
@@ -108,9 +112,17 @@ def base_config(stage: str) -> mlc.ConfigDict:
 
 
 def options_of(config: mlc.ConfigDict) -> Any:
-  """Returns the method's options as a dataclass."""
+  """Returns the method's options as a dataclass.
+
+  Raises:
+    UserError: an unknown stage, or options of another one.
+  """
+  _require_stage(config.stage)
   values = {name: tuple(value) if isinstance(value, list) else value
             for name, value in config.method.items()}
+  if set(values) != {field.name for field in dataclasses.fields(STAGES[config.stage])}:
+    raise UserError(f"config.method does not hold the options of stage '{config.stage}'; choose a"
+                    ' config file of that stage.')
   return STAGES[config.stage](**values)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from pemt_jax.data.tasks import get_task
 from pemt_jax.data.tokenizer import Tokenizer
-from pemt_jax.errors import UserError
+from pemt_jax.errors import number, one_of
 
 
 def description_ids(config: mlc.ConfigDict, task: str, tokenizer: Tokenizer) -> list[int]:
@@ -25,14 +25,14 @@ def description_ids(config: mlc.ConfigDict, task: str, tokenizer: Tokenizer) -> 
 INITS = ('vocab', 'normal', 'uniform')
 
 
-def check_init(mode: str) -> None:
-  """Checks `config.prompt.init`.
+def check_prompt(config: mlc.ConfigDict) -> None:
+  """Checks `config.prompt`.
 
   Raises:
-    UserError: unknown mode.
+    UserError: an unknown way to start, or a negative length.
   """
-  if mode not in INITS:
-    raise UserError(f"prompt.init is '{mode}'; choose 'vocab', 'normal' or 'uniform'.")
+  one_of('prompt.init', config.prompt.init, INITS)
+  number('prompt.length', config.prompt.length, config.prompt.length >= 0, 'of at least 0')
 
 
 def initial_prompt(mode: str, ids: Sequence[int], embedding: np.ndarray,
@@ -52,7 +52,7 @@ def initial_prompt(mode: str, ids: Sequence[int], embedding: np.ndarray,
   Raises:
     UserError: unknown mode.
   """
-  check_init(mode)
+  one_of('prompt.init', mode, INITS)
   ids = jnp.asarray(list(ids), jnp.int32)
   if mode == 'vocab':
     return jnp.asarray(embedding, jnp.float32)[ids]

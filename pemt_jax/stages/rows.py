@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections as mlc
@@ -12,7 +13,7 @@ from pemt_jax.data import pipeline
 from pemt_jax.data.datasets import TaskData, load_task
 from pemt_jax.data.tasks import PLAYGROUND_PREFIX, get_task
 from pemt_jax.data.tokenizer import Tokenizer
-from pemt_jax.errors import UserError
+from pemt_jax.errors import UserError, number
 from pemt_jax.stages.config import data_config, for_task
 
 
@@ -39,7 +40,7 @@ def replica_specs(config: mlc.ConfigDict) -> tuple[ReplicaSpec, ...]:
   """Returns task x seed x learning rate; names carry only what differs.
 
   Raises:
-    UserError: no task, an unknown task, or one that is given twice.
+    UserError: no task, an unknown task, a replica that is given twice, a number out of its range.
   """
   if not config.tasks:
     raise UserError('the config names no task; set config.tasks to task names.')
@@ -56,7 +57,22 @@ def replica_specs(config: mlc.ConfigDict) -> tuple[ReplicaSpec, ...]:
         name += f'-seed{seed}' if len(config.seeds) > 1 else ''
         name += f'-lr{rate:g}' if len(rates) > 1 else ''
         specs.append(ReplicaSpec(name, task, seed, rate, own))
+  _check(specs)
   return tuple(specs)
+
+
+def _check(specs: Sequence[ReplicaSpec]) -> None:
+  names = [spec.name for spec in specs]
+  for spec in specs:
+    number('config.seeds', spec.seed, spec.seed >= 0, 'of at least 0')
+    if names.count(spec.name) > 1:
+      raise UserError(f"two replicas are called '{spec.name}'; list each seed of config.seeds and"
+                      ' each rate of config.learning_rates once.')
+    rows, parts = spec.config.data.batch_size, spec.config.train.accumulate
+    number('config.data.batch_size', rows, rows >= 1, 'of at least 1')
+    if rows % parts:
+      raise UserError(f'config.train.accumulate is {parts}, which does not divide a batch of {rows}'
+                      ' rows; choose a divisor of config.data.batch_size.')
 
 
 def _task_name(name: str) -> str:

@@ -50,7 +50,7 @@ def run_stage(config: mlc.ConfigDict, workdir: str | pathlib.Path,
   Raises:
     UserError: see `build` and `training.loop.train`.
   """
-  workdir, began = pathlib.Path(workdir), time.monotonic()
+  workdir, began = records.check_workdir(workdir), time.monotonic()
   check_train_config(config.train)
   if config.stage == 'span_corruption':
     result = _pretrain(config, workdir, backbone)

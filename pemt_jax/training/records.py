@@ -43,8 +43,8 @@ def _flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   return flat
 
 
-def open_workdir(workdir: str | os.PathLike) -> pathlib.Path:
-  """Makes the workdir.
+def check_workdir(workdir: str | os.PathLike) -> pathlib.Path:
+  """Returns the workdir without making it.
 
   Raises:
     UserError: its name is taken by a file.
@@ -52,6 +52,16 @@ def open_workdir(workdir: str | os.PathLike) -> pathlib.Path:
   folder = pathlib.Path(workdir)
   if folder.exists() and not folder.is_dir():
     raise UserError(f'The workdir {folder} is a file; give a folder.')
+  return folder
+
+
+def open_workdir(workdir: str | os.PathLike) -> pathlib.Path:
+  """Makes the workdir.
+
+  Raises:
+    UserError: see `check_workdir`.
+  """
+  folder = check_workdir(workdir)
   folder.mkdir(parents=True, exist_ok=True)
   return folder
 
