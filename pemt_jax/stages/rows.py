@@ -17,6 +17,10 @@ from pemt_jax.errors import UserError, number
 from pemt_jax.stages.config import data_config, for_task
 
 
+_COUNTS = ('batch_size', 'eval_batch_size', 'max_source_length', 'max_target_length', 'lookahead',
+           'buckets', 'target_buckets')
+
+
 @dataclasses.dataclass(frozen=True)
 class ReplicaSpec:
   """What one replica trains on.
@@ -68,8 +72,11 @@ def _check(specs: Sequence[ReplicaSpec]) -> None:
     if names.count(spec.name) > 1:
       raise UserError(f"two replicas are called '{spec.name}'; list each seed of config.seeds and"
                       ' each rate of config.learning_rates once.')
+    for field in _COUNTS:
+      value = spec.config.data[field]
+      least = min(value, default=1) if isinstance(value, tuple) else value
+      number(f'config.data.{field}', value, least >= 1, 'of at least 1')
     rows, parts = spec.config.data.batch_size, spec.config.train.accumulate
-    number('config.data.batch_size', rows, rows >= 1, 'of at least 1')
     if rows % parts:
       raise UserError(f'config.train.accumulate is {parts}, which does not divide a batch of {rows}'
                       ' rows; choose a divisor of config.data.batch_size.')

@@ -59,10 +59,14 @@ def open_workdir(workdir: str | os.PathLike) -> pathlib.Path:
   """Makes the workdir.
 
   Raises:
-    UserError: see `check_workdir`.
+    UserError: see `check_workdir`; the folder cannot be made.
   """
   folder = check_workdir(workdir)
-  folder.mkdir(parents=True, exist_ok=True)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(f'The workdir {folder} cannot be made ({error.strerror}); give a folder that '
+                    'can be written.') from error
   return folder
 
 
