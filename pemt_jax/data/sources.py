@@ -94,11 +94,15 @@ def _read_json_lines(path: pathlib.Path) -> RowTable:
   return RowTable(rows, str(path), 'line', numbers)
 
 
+def _reason(error: json.JSONDecodeError) -> str:
+  return error.msg.removesuffix(' at')
+
+
 def _decode(line: str, path: pathlib.Path, number: int) -> Row:
   try:
     row = json.loads(line)
   except json.JSONDecodeError as error:
-    raise UserError(f'line {number} of {path} is not JSON ({error.msg} at column {error.colno}); '
+    raise UserError(f'line {number} of {path} is not JSON ({_reason(error)} at column {error.colno}); '
                     'fix the line or remove it.') from error
   if not isinstance(row, dict):
     raise UserError(f'line {number} of {path} holds a {type(row).__name__} where an object with '
@@ -114,7 +118,7 @@ def _read_json(path: pathlib.Path) -> RowTable:
   try:
     rows = json.loads(text)
   except json.JSONDecodeError as error:
-    raise UserError(f'line {error.lineno} of {path} is not JSON ({error.msg} at column '
+    raise UserError(f'line {error.lineno} of {path} is not JSON ({_reason(error)} at column '
                     f'{error.colno}); fix the line.') from error
   for number, row in enumerate(rows, start=1):
     if not isinstance(row, dict):
