@@ -21,12 +21,12 @@ def get_config() -> mlc.ConfigDict:
         dropout=0.0))
   config.data.source = 'playground'
   config.data.sentences = 30000
-  config.data.max_source_length = 28
+  config.data.unit = 'line'
   config.data.batch_size = 64
   config.data.eval_batch_size = 256
   config.data.validation_chunks = 256
   config.data.noise_density = 0.2
-  config.data.mean_span = 1.5
+  config.data.mean_span = 1.3
   config.train.steps = 3000
   config.train.learning_rate = 3e-3
   config.train.warmup_steps = 100

@@ -24,8 +24,8 @@ def get_config() -> mlc.ConfigDict:
   config.data.batch_size = 16
   config.data.max_test_rows = 500
   config.generation.max_length = 16
-  config.train.steps = 400
+  config.train.steps = 250
   config.train.learning_rate = 3e-3
   config.train.warmup_steps = 40
-  config.train.eval_every = 200
+  config.train.eval_every = 125
   return config

@@ -20,12 +20,12 @@ def get_config(argument: str | None = None) -> mlc.ConfigDict:
   shots = parse_argument(argument, k=0)['k']
   config = set_data(base_config('pemt/stage2'))
   config.tasks = ('superglue-cb', 'rte')
-  config.seeds = (0, 1, 2)
+  config.seeds = (0, 1)
   config.data.batch_size = 16
   config.generation.max_length = 16
-  config.train.steps = 300
+  config.train.steps = 150
   config.train.learning_rate = 1e-3
-  config.train.eval_every = 100
+  config.train.eval_every = 50
   if shots:
     config.data.few_shot = shots
     config.few_shot_by_seed = True

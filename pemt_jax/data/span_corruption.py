@@ -112,16 +112,18 @@ def corrupt(
 
   Args:
     texts: [row, raw] ids.
-    kept_parts: [row, spans] sizes of the kept runs; a text starts with a kept run.
-    noise_parts: [row, spans] sizes of the hidden runs; a text ends with a hidden run.
-    sentinels: [spans] ids.
+    kept_parts: [row, spans] sizes of the kept runs, with which a text starts; [row, spans + 1]
+      if it also ends with one, and its target with one more sentinel.
+    noise_parts: [row, spans] sizes of the hidden runs.
+    sentinels: one id for each kept run.
     eos_id: ends inputs and targets.
 
   Returns:
-    inputs [row, raw - noise + spans + 1] and targets [row, noise + spans + 1], int32.
+    inputs [row, raw - noise + spans + 1] and targets [row, noise + kept runs + 1], int32.
   """
-  rows, spans = kept_parts.shape
-  runs = np.stack([kept_parts, noise_parts], axis=2).reshape(rows, 2 * spans)
+  rows, spans = noise_parts.shape
+  pairs = np.stack([kept_parts[:, :spans], noise_parts], axis=2).reshape(rows, 2 * spans)
+  runs = np.concatenate([pairs, kept_parts[:, spans:]], axis=1)
   starts = np.zeros(texts.shape, np.int64)
   np.put_along_axis(starts, np.cumsum(runs, axis=1) - runs, 1, axis=1)
   run = np.cumsum(starts, axis=1) - 1

@@ -97,6 +97,7 @@ def base_config(stage: str) -> mlc.ConfigDict:
   data.cache_dir = ''             # folder of the token cache; '' is <workdir>/cache
   data.text = ()                  # files or folders of plain text (span corruption)
   data.sentences = 20000          # sentences of the playground's text, if data.source says so
+  data.unit = 'chunk'             # 'chunk' of max_source_length | 'line' (span corruption)
   data.noise_density = 0.15       # share of hidden tokens (span corruption)
   data.mean_span = 3.0            # tokens (span corruption)
   data.validation_chunks = 64     # chunks held out (span corruption)

@@ -9,9 +9,10 @@ import ml_collections as mlc
 import numpy as np
 
 from pemt_jax.data import pipeline, text
-from pemt_jax.data.span_corruption import lengths_for_input, make_span_corruption
+from pemt_jax.data.line_corruption import make_line_corruption
+from pemt_jax.data.span_corruption import make_span_corruption
 from pemt_jax.data.tokenizer import Tokenizer, train_word_tokenizer
-from pemt_jax.errors import UserError
+from pemt_jax.errors import UserError, one_of
 from pemt_jax.interop import huggingface
 from pemt_jax.methods import baselines
 from pemt_jax.methods.base import make_loss
@@ -40,19 +41,15 @@ def build(config: mlc.ConfigDict, workdir: pathlib.Path,
   else:
     raise UserError('span corruption has no text; set config.data.text to text files or folders.')
   backbone = backbone or load_backbone(config, config.seeds[0], tokenizer)
-  tokens = text.load_token_stream(places, backbone.tokenizer,
-                                  cache_dir=fields.cache_dir or workdir / 'cache')
-  source = make_span_corruption(
-      tokens, backbone.tokenizer, fields.max_source_length, noise_density=fields.noise_density,
-      mean_span=fields.mean_span, seed=config.seeds[0])
+  source = _source(config, places, backbone.tokenizer, fields.cache_dir or workdir / 'cache')
   training, held_out = source.split(fields.validation_chunks)
   method = baselines.full(baselines.FullOptions(), backbone.config, 0)
   model = T5(backbone.config, method.plan, backbone.compute)
   loss_fn = make_loss(model, method)
-  lengths = lengths_for_input(fields.max_source_length, fields.noise_density, fields.mean_span)
+  limits = ([source.input_limit], [source.target_limit])
   stream = lambda replica: pipeline.Stream(training, pipeline.StreamConfig(
       batch_size=fields.batch_size, seed=replica.seed, name=replica.name,
-      buckets=[lengths.inputs], target_buckets=[lengths.targets], drop_remainder=True))
+      buckets=limits[0], target_buckets=limits[1], drop_remainder=True))
   steps = pipeline.steps_per_epoch(len(training), fields.batch_size, True)
   rates = tuple(config.learning_rates) or (None,)
   replicas = tuple(
@@ -62,9 +59,22 @@ def build(config: mlc.ConfigDict, workdir: pathlib.Path,
   experiment = Experiment(
       replicas=replicas, frozen={}, loss_fn=loss_fn, stream=stream, rules=method.tuned,
       init=lambda replica: (jax.tree.map(lambda a: np.asarray(a, np.float32), backbone.params), {}),
-      evaluate=_evaluator(loss_fn, held_out, fields.eval_batch_size, lengths),
+      evaluate=_evaluator(loss_fn, held_out, fields.eval_batch_size, limits),
       steps_per_epoch=lambda replica: steps)
   return experiment, backbone
+
+
+def _source(config, places, tokenizer, cache_dir):
+  """Rows of the text as config.data.unit says."""
+  fields = config.data
+  one_of('data.unit', fields.unit, ('chunk', 'line'))
+  noise = {'noise_density': fields.noise_density, 'mean_span': fields.mean_span,
+           'seed': config.seeds[0]}
+  if fields.unit == 'chunk':
+    tokens = text.load_token_stream(places, tokenizer, cache_dir=cache_dir)
+    return make_span_corruption(tokens, tokenizer, fields.max_source_length, **noise)
+  documents = text.read_documents(text.find_text_files(places))
+  return make_line_corruption([line for lines in documents for line in lines], tokenizer, **noise)
 
 
 def playground_text(config: mlc.ConfigDict, workdir: pathlib.Path) -> tuple[Tokenizer, list[str]]:
@@ -79,7 +89,7 @@ def playground_text(config: mlc.ConfigDict, workdir: pathlib.Path) -> tuple[Toke
   return tokenizer, [str(folder)]
 
 
-def _evaluator(loss_fn, held_out, batch_size, lengths):
+def _evaluator(loss_fn, held_out, batch_size, limits):
   batch_loss = jax.jit(over_replicas(
       lambda tuned, constants, frozen, batch: loss_fn(tuned, frozen, constants, batch, None)[1],
       (True, True, False, False)))
@@ -88,7 +98,7 @@ def _evaluator(loss_fn, held_out, batch_size, lengths):
     if split != 'validation':
       return [{} for _ in replicas]
     total, weight = 0.0, 0.0
-    for batch in pipeline.eval_batches(held_out, batch_size, [lengths.inputs], [lengths.targets]):
+    for batch in pipeline.eval_batches(held_out, batch_size, *limits):
       metrics = jax.device_get(batch_loss(tuned, constants, frozen, batch))
       total = total + metrics['cross_entropy_nats'] * metrics['weight']
       weight = weight + metrics['weight']
