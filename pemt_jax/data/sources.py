@@ -102,8 +102,8 @@ def _decode(line: str, path: pathlib.Path, number: int) -> Row:
   try:
     row = json.loads(line)
   except json.JSONDecodeError as error:
-    raise UserError(f'line {number} of {path} is not JSON ({_reason(error)} at column {error.colno}); '
-                    'fix the line or remove it.') from error
+    raise UserError(f'line {number} of {path} is not JSON ({_reason(error)} at column '
+                    f'{error.colno}); fix the line or remove it.') from error
   if not isinstance(row, dict):
     raise UserError(f'line {number} of {path} holds a {type(row).__name__} where an object with '
                     'named fields is expected; fix the line or remove it.')
