@@ -12,11 +12,11 @@ import numpy as np
 
 from pemt_jax.errors import UserError
 from pemt_jax.experts.library import (
-    FOLDER, ExpertCard, check_backbone, expert_folder, load_card, load_expert, save_expert)
+    CARD, FOLDER, ExpertCard, check_backbone, expert_folder, load_card, load_expert, save_expert)
 from pemt_jax.experts.tree_files import check_description, describe
 from pemt_jax.models.segments import cut, join, join_shapes
 from pemt_jax.models.sites import plan_as_json
-from pemt_jax.stages.backbone import Backbone
+from pemt_jax.stages.backbone import Backbone, load_backbone
 from pemt_jax.stages.build import Stage, build
 from pemt_jax.stages.config import STAGES, base_config
 from pemt_jax.stages.prompts import trim
@@ -136,23 +136,32 @@ def open_expert(folder: pathlib.Path, backbone: Backbone | None = None,
   card = load_card(folder)
   tuned, constants, _ = load_expert(folder)
   config = config_of(card)
+  with config.unlocked():
+    config.update_from_flattened_dict(overrides or {})
+  backbone = backbone or load_backbone(config, config.seeds[0])
+  check_backbone(card, backbone.name, backbone.hash)
   table = flatten(tuned).get(f'{PROMPT}/table')
   with config.unlocked():
     config.tasks, config.learning_rates = (card.task,), ()
     config.seeds = (card.extra.get('seed', 0),)
     config.prompt.length = 0 if table is None else len(table)
-    config.sources = tuple(str((folder / source['folder']).resolve())
-                           for source in card.extra.get('sources', ()))
-    for path, value in (overrides or {}).items():
-      config.update_from_flattened_dict({path: value})
+    config.sources = tuple(map(str, _source_folders(folder, card)))
   place = folder.resolve()
   stage = build(config, place.parents[1] if place.parent.name == FOLDER else place, backbone)
-  check_backbone(card, stage.backbone.name, stage.backbone.hash)
   expected = stage.start.tuned_shapes()
   check_description(describe(tuned), describe(join_shapes(expected)), folder)
   first = lambda tree: jax.tree.map(lambda a: np.asarray(a)[None], cut(tree, expected))
   lifted = jax.tree.map(lambda a: np.asarray(a)[None], constants)
   return LoadedExpert(stage, next(iter(stage.specs)), first(tuned), lifted, card)
+
+
+def _source_folders(folder: pathlib.Path, card: ExpertCard) -> list[pathlib.Path]:
+  found = [(folder / source['folder']).resolve() for source in card.extra.get('sources', ())]
+  for source in found:
+    if not (source / CARD).is_file():
+      raise UserError(f"expert '{card.name}' needs its source expert {source}, which is not there;"
+                      ' copy the folder of the whole run.')
+  return found
 
 
 def _sources(stage: Stage) -> list[dict[str, str]]:

@@ -50,6 +50,10 @@ def find_sources(folders: Sequence[str]) -> list[pathlib.Path]:
   for folder in map(pathlib.Path, folders):
     found += [folder] if (folder / CARD).is_file() else _experts_of_run(folder)
   for folder in found:
+    if not (folder / CARD).is_file() and ',' in str(folder):
+      names = ', '.join(f"'{part.strip()}'" for part in str(folder).split(','))
+      raise UserError(f"config.sources holds '{folder}' as one folder; write"
+                      f' --config.sources="({names})" for several.')
     if not (folder / CARD).is_file():
       raise UserError(f'source {folder} holds no expert ({CARD} is missing); give folders of'
                       ' experts that a first stage wrote as config.sources.')

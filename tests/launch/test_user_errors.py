@@ -135,8 +135,8 @@ def test_a_backbone_of_another_shape(train_fails, workdir, backbone):
   values = json.loads((place / 'config.json').read_text())
   weights, size = place / 'model.safetensors', values['vocab_size']
   (place / 'config.json').write_text(json.dumps(values | {'d_model': 32}))
-  train_fails(f"'{weights}' has 'shared.weight' of shape [{size}, 16], expected [{size}, 32]; check "
-              'that the sizes of the model belong to this file.', f'--config.model.name={place}')
+  train_fails(f"'{weights}' has 'shared.weight' of shape [{size}, 16], expected [{size}, 32]; "
+              'check that the sizes of the model belong to this file.', f'--config.model.name={place}')
   (place / 'config.json').unlink()
   train_fails(f"'{place / 'config.json'}' does not exist; a model folder needs the config.json of "
               'a Hugging Face T5.', f'--config.model.name={place}')
@@ -177,8 +177,8 @@ def test_damaged_sources(train_fails, workdir, stage1):
   for file in (copy / 'checkpoint' / 'arrays').rglob('*'):
     if file.is_file():
       file.write_bytes(b'x')
-  train_fails(f"{copy / 'checkpoint'} cannot be read (JSONDecodeError); it is damaged, remove it or "
-              'copy it again.', own, f'--config.sources={copy}', config=STAGE2)
+  train_fails(f"{copy / 'checkpoint'} cannot be read (JSONDecodeError); it is damaged, remove it "
+              'or copy it again.', own, f'--config.sources={copy}', config=STAGE2)
   (copy / 'card.json').write_text('{')
   train_fails(f"{copy / 'card.json'} is not readable JSON (Expecting property name enclosed in "
               'double quotes: line 1 column 2 (char 1)); restore or remove it.', own,
@@ -204,7 +204,7 @@ def test_evaluate(fails, workdir, stage1, stage2, backbone):
         '<train|validation|test>; correct it.', 'evaluate', f'--workdir={expert}', '--split=dev')
   own = stage1.stage.backbone
   other = library.backbone_hash(library_params(backbone))
-  fails(f"Expert 'playground-omen' is a checkpoint of another backbone: it was trained on "
+  fails(f"Expert '{NAME}' is a checkpoint of another backbone: it was trained on "
         f"'{own.name}' ({own.hash[:12]}), this run has '{backbone}' ({other[:12]}); set "
         'config.model.name, or --backbone, to its backbone.', 'evaluate', f'--workdir={expert}',
         f'--backbone={backbone}')
@@ -212,8 +212,8 @@ def test_evaluate(fails, workdir, stage1, stage2, backbone):
   card = json.loads((workdir / 'moved' / 'card.json').read_text())
   card['extra']['config']['method']['rank'] = 3
   (workdir / 'moved' / 'card.json').write_text(json.dumps(card))
-  fails(f"{workdir / 'moved'} has 'decoder/layers/mlp/wo/lora/down' as float32 [1, 24, 2], expected "
-        'float32 [1, 24, 3]; use a checkpoint of the same config.', 'evaluate',
+  fails(f"{workdir / 'moved'} has 'decoder/layers/mlp/wo/lora/down' as float32 [1, 24, 2], "
+        'expected float32 [1, 24, 3]; use a checkpoint of the same config.', 'evaluate',
         f"--workdir={workdir / 'moved'}")
 
 

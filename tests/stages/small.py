@@ -71,7 +71,7 @@ def config_of(stage, backbone, tasks=SOURCES, steps=2, **changes):
 
 
 def stage1_config(backbone, **changes):
-  """Two sources that differ in rows, text length, learning rate and length of the prompt."""
+  """Two sources that differ in rows, batch, text length, learning rate and length of the prompt."""
   config = config_of('pemt/stage1', backbone, steps=0, train__epochs=1.0, data__buckets=(),
                      data__target_buckets=(), **changes)
   first, second = SOURCES
@@ -79,7 +79,7 @@ def stage1_config(backbone, **changes):
     config.prompt.descriptions = {first: 'given what was seen'}
     config.per_task = {
         first: {'data': {'max_train_rows': 24}, 'train': {'learning_rate': 2e-2}},
-        second: {'data': {'max_train_rows': 16, 'max_source_length': 10}}}
+        second: {'data': {'max_train_rows': 7, 'max_source_length': 10, 'batch_size': 4}}}
   return config
 
 

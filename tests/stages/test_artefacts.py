@@ -137,6 +137,23 @@ def test_an_expert_of_another_shape_is_an_error(stage1, workdir):
       'float32 [1, 24, 3]; use a checkpoint of the same config.')
 
 
+def test_an_expert_without_its_sources_is_an_error(stage2, workdir):
+  shutil.copytree(stage2.experts[NAME], workdir / 'experts' / NAME)
+  with pytest.raises(UserError) as error:
+    open_expert(workdir / 'experts' / NAME, stage2.stage.backbone)
+  missing = (workdir / 'sources' / 'playground-omen').resolve()
+  assert str(error.value) == (f"expert 'playground-charm' needs its source expert {missing}, which "
+                              'is not there; copy the folder of the whole run.')
+
+
+@pytest.mark.slow
+def test_experts_on_random_backbones_are_opened_whatever_their_seed(backbone, workdir):
+  config = small.config_of('adapter', backbone, small.SOURCES[:1], model__weights='random',
+                           seeds=(3, 4))
+  result = run_stage(config, workdir)
+  assert_same_metrics(predict.evaluate_experts(workdir, 'test', {}), final_metrics(result))
+
+
 def test_an_expert_of_an_unknown_method_is_an_error(stage1, workdir):
   tuned, constants, card = library.load_expert(next(iter(stage1.experts.values())))
   card.method, card.extra = 'pemt/stage9', {}
@@ -170,6 +187,8 @@ def test_sources_that_do_not_fit_are_errors(stage1, stage2, workdir):
       ((), 'stage 2 has no sources; set config.sources to the expert folders of stage 1.'),
       ((workdir / 'none',), f"source {workdir / 'none'} holds no expert (card.json is missing); "
        'give folders of experts that a first stage wrote as config.sources.'),
+      (('a,b',), 'config.sources holds \'a,b\' as one folder; write --config.sources="'
+       '(\'a\', \'b\')" for several.'),
       ((stage2.experts[NAME],), f"source {stage2.experts[NAME]} is an expert of 'pemt/stage2'; "
        "give experts of 'pemt/stage1' as config.sources."),
       ((experts[0], workdir / experts[0].name),

@@ -54,6 +54,23 @@ def test_together_one_by_one_and_alone_are_the_same(backbone, workdir, changes):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('field, value, tolerance', [
+    ('scan_layers', False, 2e-4), ('remat', True, 2e-4), ('dtype', 'bfloat16', 5e-2),
+    ('frozen_dtype', 'bfloat16', 5e-2)])
+def test_ways_to_compute_give_the_same_loss(stage1, backbone, workdir, field, value, tolerance):
+  config = small.stage1_config(backbone, **{f'model__{field}': value})
+  for name, values in run_stage(config, workdir).trained.results.items():
+    expected = stage1.trained.results[name]['final_metrics']['loss']
+    assert values['final_metrics']['loss'] == pytest.approx(expected, rel=tolerance)
+
+
+@pytest.mark.slow
+def test_beams_decode_the_replicas_of_a_program(backbone, workdir):
+  result = run_stage(small.stage1_config(backbone, generation__num_beams=2), workdir)
+  assert len(result.experts) == 2 and list((workdir / 'predictions').iterdir())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('stage', ['pemt/stage1', 'adapter', 'prompt', 'full'])
 def test_a_batch_of_one_row(backbone, workdir, stage):
   config = small.config_of(stage, backbone, steps=1, data__batch_size=1, data__eval_batch_size=1,
