@@ -136,7 +136,8 @@ def test_a_backbone_of_another_shape(train_fails, workdir, backbone):
   weights, size = place / 'model.safetensors', values['vocab_size']
   (place / 'config.json').write_text(json.dumps(values | {'d_model': 32}))
   train_fails(f"'{weights}' has 'shared.weight' of shape [{size}, 16], expected [{size}, 32]; "
-              'check that the sizes of the model belong to this file.', f'--config.model.name={place}')
+              'check that the sizes of the model belong to this file.',
+              f'--config.model.name={place}')
   (place / 'config.json').unlink()
   train_fails(f"'{place / 'config.json'}' does not exist; a model folder needs the config.json of "
               'a Hugging Face T5.', f'--config.model.name={place}')
