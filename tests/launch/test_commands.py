@@ -33,6 +33,7 @@ def printed(result):
                  + '\n' for name, values in result.items())
 
 
+@pytest.mark.slow
 def test_the_same_command_again_trains_nothing(command, config_file, stage2, workdir):
   shutil.copytree(stage2.trained.workdir, workdir, dirs_exist_ok=True)
   before = contents(workdir)
@@ -48,18 +49,19 @@ def test_the_same_command_again_trains_nothing(command, config_file, stage2, wor
                            small.leaves_of(stage2.experts[NAME]), 0, 0)
 
 
-def test_a_run_and_an_expert_are_evaluated(command, stage2, workdir):
+@pytest.mark.parametrize('place', ['', pytest.param(f'experts/{NAME}', marks=pytest.mark.slow)],
+                         ids=['run', 'expert'])
+def test_a_run_and_an_expert_are_evaluated(command, stage2, workdir, place):
   shutil.copytree(stage2.trained.workdir, workdir, dirs_exist_ok=True)
   final = stage2.trained.results[NAME]['final_metrics']
-  for place in (workdir, workdir / 'experts' / NAME):
-    code, stdout, stderr = command('evaluate', f'--workdir={place}')
-    assert (code, stderr) == (0, '')
-    line, file = stdout.splitlines()
-    assert file == str(place / 'evaluation.test.json')
-    found = tree_files.read_json(file)
-    assert found['split'] == 'test'
-    assert found['experts'][NAME] == pytest.approx(final, rel=1e-4, abs=1e-5)
-    assert line.startswith(f"{NAME} accuracy={final['accuracy']:.4f}")
+  code, stdout, stderr = command('evaluate', f'--workdir={workdir / place}')
+  assert (code, stderr) == (0, '')
+  line, file = stdout.splitlines()
+  assert file == str(workdir / place / 'evaluation.test.json')
+  found = tree_files.read_json(file)
+  assert found['split'] == 'test'
+  assert found['experts'][NAME] == pytest.approx(final, rel=1e-4, abs=1e-5)
+  assert line.startswith(f"{NAME} accuracy={final['accuracy']:.4f}")
 
 
 @pytest.mark.slow

@@ -103,6 +103,7 @@ ABLATIONS = {
     'padding in the loss': ({'mask_padding': False}, set()),
 }
 PARTS = ('prompt', 'adapter', 'gate', '_norm')
+FAST = ('prompt', 'target adapter', 'single source', 'gate')
 
 
 def ablation(stage1, name, **changes):
@@ -113,7 +114,8 @@ def ablation(stage1, name, **changes):
   return config_of(stage1, sources, **methods, **changes), absent
 
 
-@pytest.mark.parametrize('name', ABLATIONS)
+@pytest.mark.parametrize('name', [
+    name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ABLATIONS])
 def test_an_ablation_takes_away_what_it_names(stage1, workdir, name):
   config, absent = ablation(stage1, name)
   stage = build(config, workdir, stage1.stage.backbone)
