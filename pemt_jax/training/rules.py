@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from pemt_jax.errors import UserError
-from pemt_jax.trees import Tree as Params, flatten, merge, unflatten
+from pemt_jax.trees import Tree as Params, flatten, unflatten
 
 Rules = Sequence[tuple[str, str]]
 
@@ -64,7 +64,7 @@ def split_params(params: Params, rules: Rules) -> tuple[Params, Params]:
     rules: ordered (path pattern, learning-rate group or 'frozen').
 
   Returns:
-    (frozen, tuned): nested dicts that share no leaf; `merge_params` joins them again.
+    (frozen, tuned): nested dicts that share no leaf; `trees.merge` joins them again.
 
   Raises:
     UserError: see `assign_groups`.
@@ -74,15 +74,3 @@ def split_params(params: Params, rules: Rules) -> tuple[Params, Params]:
   frozen = {path: leaf for path, leaf in flat.items() if groups[path] == FROZEN}
   tuned = {path: leaf for path, leaf in flat.items() if groups[path] != FROZEN}
   return unflatten(frozen), unflatten(tuned)
-
-
-def merge_params(frozen: Params, tuned: Params) -> Params:
-  """Joins two trees with disjoint leaves into one; neither input is changed.
-
-  Raises:
-    UserError: both trees have the same leaf.
-  """
-  for path in sorted(set(flatten(frozen)) & set(flatten(tuned))):
-    raise UserError(f"Parameter '{path}' is in the frozen and in the tuned tree; keep it in one of "
-                    'them.')
-  return merge(frozen, tuned)
