@@ -19,6 +19,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from pemt_jax import cli
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
+# Two targets that need one source each, one that needs two, one that needs none.
+TARGETS = ('playground/charm', 'playground/oath', 'playground/quest', 'playground/rune')
 COLUMNS = {'prompt only': 'prompt', 'single adapter': 'adapter', 'PEMT': 'pemt/stage2'}
 
 
@@ -36,9 +38,12 @@ def main(_: list[str]) -> None:
   sources = run_stage(stage1, workdir / 'stage1', backbone)
   for name, values in sources.trained.results.items():
     print(f"  {name}: {values['final_metrics']['accuracy']:.1f} % test accuracy")
-  records = columns.frozen_column(_one_seed(stage2('full')), workdir / 'frozen', backbone)
+  frozen = stage2('full')
+  frozen.tasks, frozen.seeds = TARGETS, frozen.seeds[:1]
+  records = columns.frozen_column(frozen, workdir / 'frozen', backbone)
   for title, method in COLUMNS.items():
     config = stage2(method)
+    config.tasks = TARGETS
     if method == 'pemt/stage2':
       config.sources = (str(workdir / 'stage1'),)
     print(f'{title}: {len(config.tasks)} targets x {len(config.seeds)} seeds in one program')
@@ -48,11 +53,6 @@ def main(_: list[str]) -> None:
   _print_table(records)
   print(f'Report: {report.resolve()}')
   print(f'{time.monotonic() - began:.0f} s')
-
-
-def _one_seed(config):
-  config.seeds = config.seeds[:1]
-  return config
 
 
 def _print_table(records) -> None:

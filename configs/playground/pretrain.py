@@ -27,7 +27,7 @@ def get_config() -> mlc.ConfigDict:
   config.data.validation_chunks = 256
   config.data.noise_density = 0.2
   config.data.mean_span = 1.3
-  config.train.steps = 3000
+  config.train.steps = 2500
   config.train.learning_rate = 3e-3
   config.train.warmup_steps = 100
   config.train.schedule = 'cosine'

@@ -11,6 +11,10 @@ from pemt_jax.data.playground_world import TARGETS
 from pemt_jax.stages.config import base_config
 
 
+# Peak rates that suit each method; a prompt alone needs larger steps.
+LEARNING_RATES = {'pemt/stage2': 3e-3, 'adapter': 3e-3, 'prompt': 0.1, 'full': 1e-3}
+
+
 def get_config(method: str = 'pemt/stage2') -> mlc.ConfigDict:
   """k-shot targets; `method` may also be 'prompt' or 'adapter' (the other columns)."""
   config = base_config(method)
@@ -26,9 +30,9 @@ def get_config(method: str = 'pemt/stage2') -> mlc.ConfigDict:
   config.data.target_buckets = (4,)
   config.data.lookahead = 1
   config.data.batch_size = 32
-  config.data.eval_batch_size = 512
+  config.data.eval_batch_size = 400
   config.generation.max_length = 4
-  config.train.steps = 300
-  config.train.learning_rate = 5e-3
-  config.train.eval_every = 100
+  config.train.steps = 240
+  config.train.learning_rate = LEARNING_RATES[method]
+  config.train.eval_every = 80
   return config

@@ -1,7 +1,7 @@
 """Span corruption of single lines: every line of a text is an example of its own length.
 
-Unlike chunks of running text (`span_corruption`), a line keeps its first and last token, so that
-its target ends with one more sentinel.
+Unlike a chunk of running text (`span_corruption`), a line keeps its first token and the end mark,
+so that its target ends with one more sentinel.
 """
 
 from __future__ import annotations
@@ -98,11 +98,12 @@ class LineCorruption:
     """Inputs and targets of rows that have `size` ids."""
     shape = self.shapes[size]
     texts, _ = self.lines.padded(rows, size, self.pad_id)
+    texts = np.pad(texts, ((0, 0), (0, 1)), constant_values=self.eos_id)
     key = ('spans', self.seed, epoch, self.example_ids[rows][:, None])
-    kept = random_parts(keyed_bits('kept', *key, np.arange(size - shape.noise - 1)),
-                        shape.spans + 1)
+    kept = random_parts(keyed_bits('kept', *key, np.arange(size - shape.noise)), shape.spans + 1)
     hidden = random_parts(keyed_bits('hidden', *key, np.arange(shape.noise - 1)), shape.spans)
-    return corrupt(texts, kept, hidden, self.sentinels[:shape.spans + 1], self.eos_id)
+    inputs, targets = corrupt(texts, kept, hidden, self.sentinels[:shape.spans + 1], self.eos_id)
+    return inputs[:, :-1], targets
 
   def split(self, validation: int) -> tuple[LineCorruption, LineCorruption]:
     """Sets the last `validation` lines aside; returns the training and the validation part.
@@ -143,7 +144,7 @@ def make_line_corruption(
   shapes = {}
   for size in sorted({len(row) for row in rows}):
     shape = span_lengths(size, noise_density, mean_span)
-    spans = min(shape.spans, size - shape.noise - 1)
+    spans = min(shape.spans, size - shape.noise)
     shapes[size] = dataclasses.replace(shape, spans=spans)
   most = max(shape.spans for shape in shapes.values()) + 1
   sentinels = np.array([tokenizer.sentinel_id(i) for i in range(most)], np.int32)
