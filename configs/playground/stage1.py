@@ -19,15 +19,15 @@ def get_config() -> mlc.ConfigDict:
   config.data.buckets = (16,)
   config.data.target_buckets = (4,)
   config.data.lookahead = 1
-  config.data.batch_size = 64
+  config.data.batch_size = 32
   config.data.eval_batch_size = 256
   config.generation.max_length = 4
   config.method.rank = 16
   config.method.alpha = 16.0
   # The published uniform start disturbs so small a backbone for hundreds of steps.
   config.method.up_init = 'zero'
-  config.train.steps = 600
+  config.train.steps = 900
   config.train.learning_rate = 1e-2
-  config.train.warmup_steps = 50
-  config.train.eval_every = 200
+  config.train.warmup_steps = 20
+  config.train.eval_every = 450
   return config

@@ -32,7 +32,7 @@ def get_config(method: str = 'pemt/stage2') -> mlc.ConfigDict:
   config.data.batch_size = 32
   config.data.eval_batch_size = 400
   config.generation.max_length = 4
-  config.train.steps = 240
+  config.train.steps = 120
   config.train.learning_rate = LEARNING_RATES[method]
-  config.train.eval_every = 80
+  config.train.eval_every = 40
   return config
