@@ -268,7 +268,7 @@ BROKEN = [
      '"""D."""\nclass A:\n  """D."""\n  def f(self) -> int:\n    return 1'),
     (form, 'pemt_jax/a.py', SIGNED + 'def f():\n    return 1'),
     (form, 'pemt_jax/a.py', '"""Doc."""\nclass A:\n  x = 1'),
-    (words, 'docs/a.md', 'cd ' + '/wo' + 'rk/main'),
+    (words, 'docs/a.md', 'cd ' + '/ho' + 'me/me/main'),
     (words, 'docs/a.md', 'see iss' + 'ue #2'),
     (impersonal, 'docs/a.md', 'Here we train.'),
     (impersonal, 'pemt_jax/a.py', '"""Returns our loss."""'),
