@@ -26,8 +26,8 @@ def get_config() -> mlc.ConfigDict:
   config.method.alpha = 16.0
   # The published uniform start disturbs so small a backbone for hundreds of steps.
   config.method.up_init = 'zero'
-  config.train.steps = 900
+  config.train.steps = 700
   config.train.learning_rate = 1e-2
   config.train.warmup_steps = 20
-  config.train.eval_every = 450
+  config.train.eval_every = 350
   return config
