@@ -24,7 +24,6 @@ def get_config() -> mlc.ConfigDict:
   config.generation.max_length = 4
   config.method.rank = 16
   config.method.alpha = 16.0
-  # The published uniform start disturbs so small a backbone for hundreds of steps.
   config.method.up_init = 'zero'
   config.train.steps = 700
   config.train.learning_rate = 1e-2
