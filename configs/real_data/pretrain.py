@@ -10,28 +10,17 @@ from __future__ import annotations
 
 import ml_collections as mlc
 
-from pemt_jax.stages.config import base_config
+from configs.pretraining import small_t5
 
 
 def get_config() -> mlc.ConfigDict:
   """5.95 M parameters, 4.11 M of them the embedding."""
-  config = base_config('span_corruption')
-  config.model.name = 't5-small'
-  config.model.weights = 'random'
-  with config.model.shape.unlocked():
-    config.model.shape.update(dict(
-        vocab_size=32128, embed=128, kv=32, heads=4, mlp=512, encoder_layers=4, decoder_layers=4,
-        dropout=0.0))
+  config = small_t5(vocab_size=32128, embed=128, kv=32, heads=4, mlp=512, encoder_layers=4,
+                    decoder_layers=4)
   config.data.max_source_length = 128
   config.data.batch_size = 32
   config.data.eval_batch_size = 64
-  config.data.validation_chunks = 256
   config.train.steps = 1200
-  config.train.learning_rate = 3e-3
   config.train.warmup_steps = 120
-  config.train.schedule = 'cosine'
   config.train.eval_every = 300
-  config.train.metric = 'loss'
-  config.train.greater_is_better = False
-  config.train.final_split = ''
   return config

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from pemt_jax.models.generation import log_probability, shift_right
 from pemt_jax.models.sites import Aux, Plan
 from pemt_jax.models.t5 import T5
 from pemt_jax.trees import Tree, flatten, merge, unflatten
@@ -48,11 +49,6 @@ class Method:
   observe: Observe = no_observation
 
 
-def shift_right(targets: jax.Array, start_id: int) -> jax.Array:
-  """Decoder inputs: [batch, length] targets moved by one, the start token in front."""
-  return jnp.pad(targets[:, :-1], ((0, 0), (1, 0)), constant_values=start_id)
-
-
 def token_cross_entropy(logits: jax.Array, targets: jax.Array,
                         mask: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Sum of -log p over the real tokens, and their number.
@@ -65,9 +61,7 @@ def token_cross_entropy(logits: jax.Array, targets: jax.Array,
   Returns:
     ([] nats, [] tokens).
   """
-  log_z = jax.nn.logsumexp(logits, axis=-1)
-  picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-  return jnp.sum((log_z - picked) * mask), jnp.sum(mask)
+  return -jnp.sum(log_probability(logits, targets) * mask), jnp.sum(mask)
 
 
 def make_loss(model: T5, method: Method) -> Callable[..., tuple[jax.Array, Metrics]]:

@@ -107,13 +107,13 @@ def label_scores(
   """
   shape = (batch_size, *labels.shape[-2:])
   targets, mask = (jnp.broadcast_to(x, shape).reshape(-1, shape[-1]) for x in (labels, labels_mask))
-  inputs = _shift_right(targets, start_id)
+  inputs = shift_right(targets, start_id)
 
   def advance(carry, column):
     total, cache = carry
     position, current, target, counts = column
     logits, cache = step(current, position, cache)
-    return (total + _log_probability(logits, target) * counts, cache), None
+    return (total + log_probability(logits, target) * counts, cache), None
 
   columns = (jnp.arange(shape[-1], dtype=jnp.int32), inputs.T, targets.T, mask.T)
   (total, _), _ = lax.scan(advance, (jnp.zeros(len(targets), jnp.float32), cache), columns)
@@ -147,19 +147,19 @@ def label_scores_from_logits(
 
   def score(label):
     targets, mask = label
-    logits = logits_fn(_shift_right(targets, start_id))
-    return jnp.sum(_log_probability(logits, targets) * mask, axis=-1)
+    logits = logits_fn(shift_right(targets, start_id))
+    return jnp.sum(log_probability(logits, targets) * mask, axis=-1)
 
   return lax.map(score, (targets, mask)).T
 
 
-def _shift_right(targets: jax.Array, start_id: int) -> jax.Array:
+def shift_right(targets: jax.Array, start_id: int) -> jax.Array:
   """Decoder inputs of teacher forcing: [rows, length] -> [rows, length]."""
   first = jnp.full((targets.shape[0], 1), start_id, jnp.int32)
   return jnp.concatenate([first, targets[:, :-1].astype(jnp.int32)], axis=1)
 
 
-def _log_probability(logits: jax.Array, targets: jax.Array) -> jax.Array:
+def log_probability(logits: jax.Array, targets: jax.Array) -> jax.Array:
   """Log-probability in float32 of targets [...] under logits [..., vocab]."""
   logits = logits.astype(jnp.float32)
   chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]

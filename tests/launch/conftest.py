@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from tests.stages import small
+from tests.stages.fixtures import base, stage1, stage2  # pylint: disable=unused-import
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 
@@ -47,24 +48,6 @@ def command(tmp_path_factory):
   commands = Commands(tmp_path_factory.mktemp('commands'))
   yield commands
   commands.close()
-
-
-@pytest.fixture(scope='session')
-def base(tmp_path_factory):
-  """Folder of all shared runs."""
-  return tmp_path_factory.getbasetemp()
-
-
-@pytest.fixture(scope='session')
-def stage1(base):
-  """See `small.stage1`."""
-  return small.stage1(base)
-
-
-@pytest.fixture(scope='session')
-def stage2(base):
-  """See `small.stage2`."""
-  return small.stage2(base)
 
 
 WORDS = ('ann bob cal dan eve fay gus hal ida jon kim leo runs sings sleeps eats reads walks and '
