@@ -1,4 +1,4 @@
-"""Speed of a run and its line in the terminal."""
+"""Speed of a run, the seconds of its phases, and its line in the terminal."""
 
 from __future__ import annotations
 
@@ -38,6 +38,23 @@ class Meter:
     steps = self._steps
     self._steps, self._tokens, self._started = 0, {}, now
     return seconds, steps / seconds, speeds
+
+
+class Clock:
+  """Wall-clock seconds by phase; phases do not nest, time outside of them is not counted."""
+
+  def __init__(self, seconds: Mapping[str, float] | None = None):
+    """Goes on from the seconds of earlier calls, if there are any."""
+    self.seconds = dict(seconds or {})
+
+  @contextlib.contextmanager
+  def phase(self, name: str) -> Iterator[None]:
+    """Counts the time inside to a phase."""
+    started = time.perf_counter()
+    try:
+      yield
+    finally:
+      self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
 class Bar:

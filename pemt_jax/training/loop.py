@@ -84,7 +84,8 @@ def finish(run: run_lib.Run) -> TrainResult:
   split = run.options.final_split
   replicas = tuple(run.replicas.values())
   if split:
-    final = run.experiment.evaluate(tuned, run.frozen, constants, replicas, split)
+    with run.clock.phase('evaluation'):
+      final = run.experiment.evaluate(tuned, run.frozen, constants, replicas, split)
   results = {
       name: {**dataclasses.asdict(p), 'metric': run.options.metric,
              'steps_per_second': p.step / p.seconds if p.seconds else None,

@@ -22,6 +22,7 @@ CONFIG = 'config.json'
 ENVIRONMENT = 'environment.json'
 METRICS = 'metrics.jsonl'
 RESULT = 'result.json'
+TIMES = 'times.json'
 
 # Fields that a resumed run may change: they do not alter its numbers.
 _FREE = tuple(f'train.{name}' for name in (

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pemt_jax.errors import UserError
+from pemt_jax.experts import tree_files
 from pemt_jax.training import checkpoints, display, optimisers, records
 from pemt_jax.training import schedules, state as state_lib, step as step_lib
 from pemt_jax.training.experiment import Experiment, Replica
@@ -41,12 +42,17 @@ class Run:
     self.best = checkpoints.BestTrees(workdir / 'checkpoints' / 'best')
     self.recent: dict[int, list[Any]] = {}  # step -> example ids of each member, until checked
     self.step = 0
+    self.clock = display.Clock()
+    self._shapes: set[Any] = set()  # of batches that the step is compiled for
 
   # Start.
 
   def restore_or_start(self) -> None:
     """Restores in this order: record, members, arrays, data positions, metric files."""
     restored = self.store.restore(self._template)
+    times = self.workdir / records.TIMES
+    if restored is not None and times.exists():
+      self.clock = display.Clock(tree_files.read_json(times))
     if restored is None:
       self.state = self._fresh_state(list(self.replicas.values()))
       positions = {}
@@ -105,10 +111,14 @@ class Run:
   def update(self) -> dict[str, jax.Array]:
     """Makes one update of all live members and returns its metrics, still on the device."""
     live = [replica.name for replica in self.live]
-    drawn = {name: self._draw(name) for name in live}
-    # A finished member that is still in the state reads another one's batch, without effect.
-    batch = self.experiment.stack([drawn.get(r.name, drawn[live[0]]) for r in self.members])
-    self.state, metrics = self.train_step(self.state, self.frozen, batch, self.rates)
+    with self.clock.phase('input'):
+      drawn = {name: self._draw(name) for name in live}
+      # A finished member that is still in the state reads another one's batch, without effect.
+      batch = self.experiment.stack([drawn.get(r.name, drawn[live[0]]) for r in self.members])
+    shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch))
+    with self.clock.phase('step' if shapes in self._shapes else 'compilation'):
+      self.state, metrics = self.train_step(self.state, self.frozen, batch, self.rates)
+    self._shapes.add(shapes)
     self.step += 1
     for name in live:
       self.progress[name].step = self.step
@@ -128,7 +138,8 @@ class Run:
 
   def log(self, metrics: dict[str, jax.Array]) -> tuple[float, float]:
     """Writes one line per live member; returns (mean loss, tokens per second of all)."""
-    values = jax.device_get(metrics)
+    with self.clock.phase('step'):  # The device works behind the program until it is asked.
+      values = jax.device_get(metrics)
     self._check_finite()
     seconds, steps_per_second, tokens_per_second = self.meter.read()
     losses = []
@@ -169,7 +180,7 @@ class Run:
     """Evaluates, keeps best trees, ends replicas; returns a line to show for each of them."""
     if not due:
       return []
-    with self.meter.paused():
+    with self.meter.paused(), self.clock.phase('evaluation'):
       tuned, constants = self.state.tuned, self.state.constants
       if len(due) < len(self.members):
         chosen = [self.members.index(replica) for replica in due]
@@ -214,14 +225,21 @@ class Run:
 
   def save(self) -> None:
     """Saves the run."""
-    self._check_finite()
-    with self.meter.paused():
+    with self.clock.phase('step'):
+      self._check_finite()
+    with self.meter.paused(), self.clock.phase('checkpoint'):
       self.store.save(self.state, {
           'step': self.step, 'replicas': list(self.replicas),
           'members': [replica.name for replica in self.members],
           'progress': {name: dataclasses.asdict(p) for name, p in self.progress.items()},
           'streams': {name: stream.get_state() for name, stream in self.streams.items()}})
       self._prune()
+    self._write_times()
+
+  def _write_times(self) -> None:
+    """Writes the seconds of all phases, of earlier calls too."""
+    if jax.process_index() == 0:
+      tree_files.write_json(self.workdir / records.TIMES, self.clock.seconds)
 
   def _prune(self) -> None:
     """Removes best trees that neither this run nor one of its checkpoints refers to."""
@@ -236,4 +254,6 @@ class Run:
 
   def __exit__(self, *unused: Any) -> None:
     self.writer.close()
-    self.store.close()
+    with self.clock.phase('checkpoint'):
+      self.store.close()
+    self._write_times()

@@ -102,6 +102,18 @@ def test_files_of_a_run(straight):
           if line['replica'] == 'a' and 'validation/score' in line] == [3, 6, 9, 12, 14]
 
 
+def test_seconds_of_phases_are_written_and_go_on_after_a_stop(tmp_path):
+  config = toy.make_config()
+  with pytest.raises(RuntimeError):
+    loop.train(stopping_stream(toy.make_experiment({'a': 6}), 5, RuntimeError('power cut')),
+               config, tmp_path)
+  first = json.loads((tmp_path / 'times.json').read_text())
+  assert set(first) == {'input', 'compilation', 'step', 'evaluation', 'checkpoint'}
+  loop.train(toy.make_experiment({'a': 6}), config, tmp_path)
+  both = json.loads((tmp_path / 'times.json').read_text())
+  assert all(both[name] > first[name] > 0 for name in first)
+
+
 def test_a_finished_workdir_gives_its_result_again(straight):
   totals, workdir, result = straight
   again = loop.train(stopping_stream(toy.make_experiment(totals), 1, RuntimeError('trained')),
