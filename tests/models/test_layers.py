@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+from jax.extend import random as jax_random
 
 from pemt_jax.models import layers
 
@@ -62,6 +63,13 @@ def test_keys_and_names_give_other_noise_and_none_gives_none():
   np.testing.assert_array_equal(layers.dropout(x, 0.0, KEY), x)
   np.testing.assert_array_equal(jax.random.key_data(layers.fold_name(KEY, 'a')),
                                 jax.random.key_data(layers.fold_name(KEY, 'a')))
+
+
+def test_threefry_has_the_bits_of_jax():
+  words = jax.random.bits(KEY, (2, 3, 5), jnp.uint32)
+  expected = jax_random.threefry2x32_p.bind(*jax.random.key_data(KEY), *words)
+  for mine, theirs in zip(layers.threefry(jax.random.key_data(KEY), *words), expected, strict=True):
+    np.testing.assert_array_equal(mine, theirs)
 
 
 def test_dropout_over_replicas_equals_separate_dropout():
