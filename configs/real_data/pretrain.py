@@ -11,16 +11,26 @@ from __future__ import annotations
 import ml_collections as mlc
 
 from configs.pretraining import small_t5
+from configs.real_data.common import PRETRAINING_TASKS, set_data
 
 
 def get_config() -> mlc.ConfigDict:
   """5.95 M parameters, 4.11 M of them the embedding."""
   config = small_t5(vocab_size=32128, embed=128, kv=32, heads=4, mlp=512, encoder_layers=4,
                     decoder_layers=4)
+  set_data(config)
+  config.data.text_tasks = PRETRAINING_TASKS
+  with config.data.per_task.unlocked():  # Its rows repeat their long paragraphs.
+    config.data.per_task['superglue-multirc'] = mlc.ConfigDict({'max_train_rows': 800})
   config.data.max_source_length = 128
-  config.data.batch_size = 32
+  config.data.batch_size = 16
   config.data.eval_batch_size = 64
-  config.train.steps = 1200
-  config.train.warmup_steps = 120
-  config.train.eval_every = 300
+  config.model.scan_layers = False  # Faster on a CPU.
+  with config.train.group_multipliers.unlocked():
+    config.train.group_multipliers.embedding = 5.0
+  config.train.learning_rate = 2e-3
+  config.train.beta2 = 0.99
+  config.train.steps = 4000
+  config.train.warmup_steps = 200
+  config.train.eval_every = 250
   return config

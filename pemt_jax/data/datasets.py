@@ -25,7 +25,7 @@ class DataConfig:
   Attributes:
     root: local folder with `<benchmark>/<task>/<split>.jsonl`, or TFDS data folder.
     source: 'local', 'hf', 'tfds' or 'playground'.
-    split_rule: 'published', 'natural' or 'first_n_of_train'; see `splits.plan_split`.
+    split_rule: one of `splits.SPLIT_RULES`; see `splits.plan_split`.
     validation_rows: rows cut out of train where a rule cuts train.
     data_seed: seed of split permutations and row limits.
     few_shot: train rows for each label value (in all, for tasks without labels); None takes all.

@@ -16,7 +16,7 @@ import numpy as np
 from pemt_jax.data.tasks_base import Task
 from pemt_jax.errors import UserError
 
-SPLIT_RULES = ('published', 'natural', 'first_n_of_train')
+SPLIT_RULES = ('published', 'natural', 'first_n_of_train', 'halved_validation')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,8 @@ def plan_split(task: Task, split: str, rule: str, validation_rows: int = 1000) -
     task: the task.
     split: 'train', 'validation' or 'test'.
     rule: 'published' halves, cuts or maps by the size of the task; 'natural' takes the data set's
-      own splits; 'first_n_of_train' cuts validation rows out of train for any task.
+      own splits; 'first_n_of_train' cuts validation rows out of train for any task;
+      'halved_validation' halves the validation rows of any task.
     validation_rows: rows cut out of train where train is cut.
 
   Raises:
@@ -85,10 +86,11 @@ def plan_split(task: Task, split: str, rule: str, validation_rows: int = 1000) -
                     f"{', '.join(SPLIT_RULES)}.")
   if rule == 'natural':
     return SplitPlan(task.natural_split(split), 'all', validation_rows)
-  if rule == 'published' and task.size == 'small' and split != 'train':
+  halved = rule == 'halved_validation' or rule == 'published' and task.size == 'small'
+  if halved and split != 'train':
     part = 'first_half' if split == 'validation' else 'second_half'
     return SplitPlan(task.splits['validation'], part, validation_rows)
-  cut = rule == 'first_n_of_train' or task.size == 'large'
+  cut = rule == 'first_n_of_train' or rule == 'published' and task.size == 'large'
   if cut and split != 'test':
     part = 'head' if split == 'validation' else 'rest'
     return SplitPlan(task.splits['train'], part, validation_rows)

@@ -1,7 +1,7 @@
 """Plain text for pretraining: files -> documents -> one stream of ids -> chunks of equal length.
 
 A text file (`.txt` or `.txt.gz`, UTF-8) has one paragraph per line; a blank line, like the end of
-a file, ends a document.
+a file, ends a document. The input texts of tasks' train rows can stand before the files.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import zlib
 
 import numpy as np
 
+from pemt_jax.data.datasets import DataConfig, load_task
 from pemt_jax.data.tokenized import Ragged, cached_arrays, digest
 from pemt_jax.data.tokenizer import Tokenizer
 from pemt_jax.errors import UserError
@@ -70,6 +71,23 @@ def read_documents(files: Iterable[Path]) -> Iterator[Document]:
       yield document
 
 
+def task_documents(names: Iterable[str], config: DataConfig) -> list[Document]:
+  """Input texts of the train rows of tasks, each a document; no targets, no repeats.
+
+  Rows that the split rule keeps for validation or test give nothing.
+
+  Args:
+    names: task names or aliases.
+    config: where the rows come from, split rules and row limits.
+
+  Raises:
+    UserError: see `datasets.load_task`.
+  """
+  texts = (' '.join(example.source.split()) for name in names
+           for example in load_task(name, 'train', config).examples)
+  return [[text] for text in dict.fromkeys(texts) if text]
+
+
 def _lines(path: Path) -> Iterator[str]:
   opener = gzip.open if path.suffix == '.gz' else open
   number = 0
@@ -109,13 +127,14 @@ def token_stream(
 
 
 def load_token_stream(
-    places: Places, tokenizer: Tokenizer, *, separate: bool = True,
-    cache_dir: str | Path | None = None) -> np.ndarray:
+    places: Places, tokenizer: Tokenizer, *, documents: Sequence[Document] = (),
+    separate: bool = True, cache_dir: str | Path | None = None) -> np.ndarray:
   """Reads text files as one row of ids, from the cache where it can.
 
   Args:
     places: see `find_text_files`.
     tokenizer: gives the ids.
+    documents: stand before those of the files.
     separate: ends every document with eos.
     cache_dir: folder of cache files; None does without.
 
@@ -127,10 +146,12 @@ def load_token_stream(
   """
   files = find_text_files(places)
   contents = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+  if documents:
+    contents.append(digest(*itertools.chain.from_iterable(documents)))
   key = digest(_FORMAT, tokenizer.fingerprint, str(separate), *contents)
 
   def build() -> dict[str, np.ndarray]:
-    tokens = token_stream(read_documents(files), tokenizer, separate)
+    tokens = token_stream(itertools.chain(documents, read_documents(files)), tokenizer, separate)
     # Half the file, where ids are small enough.
     return {'tokens': tokens.astype(np.uint16 if tokenizer.vocab_size < 1 << 16 else np.int32)}
 

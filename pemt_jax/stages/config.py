@@ -96,6 +96,7 @@ def base_config(stage: str) -> mlc.ConfigDict:
   data.lookahead = 32             # steps whose rows are sorted by length together; 1: no sorting
   data.cache_dir = ''             # folder of the token cache; '' is <workdir>/cache
   data.text = ()                  # files or folders of plain text (span corruption)
+  data.text_tasks = ()            # tasks whose train inputs are text too (span corruption)
   data.sentences = 20000          # sentences of the playground's text, if data.source says so
   data.unit = 'chunk'             # 'chunk' of max_source_length | 'line' (span corruption)
   data.noise_density = 0.15       # share of hidden tokens (span corruption)

@@ -18,11 +18,13 @@ from pemt_jax.methods import baselines
 from pemt_jax.methods.base import make_loss
 from pemt_jax.models.t5 import T5
 from pemt_jax.stages.backbone import Backbone, load_backbone, place
+from pemt_jax.stages.config import data_config
 from pemt_jax.training.experiment import Experiment, make_replica
 from pemt_jax.training.step import over_replicas
 from pemt_jax.trees import Tree
 
 TOKENIZER = 'tokenizer'
+_EMBEDDING = 'shared/embedding'  # Its entries start near 1, those of the layers far below.
 _VOCABULARIES = ('tokenizer.json', 'spiece.model')
 
 
@@ -36,7 +38,7 @@ def build(config: mlc.ConfigDict, workdir: pathlib.Path,
   fields, tokenizer = config.data, None
   if fields.source == 'playground':
     tokenizer, places = playground_text(config, workdir)
-  elif fields.text:
+  elif fields.text or fields.text_tasks:
     places = list(fields.text)
   else:
     raise UserError('span corruption has no text; set config.data.text to text files or folders.')
@@ -57,7 +59,8 @@ def build(config: mlc.ConfigDict, workdir: pathlib.Path,
                    f'backbone-seed{seed}-lr{rate}', config.train, steps, seed=seed,
                    learning_rate=rate) for seed in config.seeds for rate in rates)
   experiment = Experiment(
-      replicas=replicas, frozen={}, loss_fn=loss_fn, stream=stream, rules=method.tuned,
+      replicas=replicas, frozen={}, loss_fn=loss_fn, stream=stream,
+      rules=((_EMBEDDING, 'embedding'), *method.tuned),
       init=lambda replica: (jax.tree.map(lambda a: np.asarray(a, np.float32), backbone.params), {}),
       evaluate=_evaluator(loss_fn, held_out, fields.eval_batch_size, limits),
       steps_per_epoch=lambda replica: steps)
@@ -70,10 +73,11 @@ def _source(config, places, tokenizer, cache_dir):
   one_of('data.unit', fields.unit, ('chunk', 'line'))
   noise = {'noise_density': fields.noise_density, 'mean_span': fields.mean_span,
            'seed': config.seeds[0]}
+  given = text.task_documents(fields.text_tasks, data_config(config))
   if fields.unit == 'chunk':
-    tokens = text.load_token_stream(places, tokenizer, cache_dir=cache_dir)
+    tokens = text.load_token_stream(places, tokenizer, documents=given, cache_dir=cache_dir)
     return make_span_corruption(tokens, tokenizer, fields.max_source_length, **noise)
-  documents = text.read_documents(text.find_text_files(places))
+  documents = (*given, *text.read_documents(text.find_text_files(places)))
   return make_line_corruption([line for lines in documents for line in lines], tokenizer, **noise)
 
 

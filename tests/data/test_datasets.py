@@ -236,7 +236,7 @@ def test_a_split_of_unlabelled_rows_only_has_no_example(tmp_path):
     ({'source': 'web'},
      "data.source 'web' is not known; choose one of local, hf, tfds, playground."),
     ({'split_rule': 'half'}, "data.split_rule 'half' is not known; choose one of published, "
-     'natural, first_n_of_train.'),
+     'natural, first_n_of_train, halved_validation.'),
     ({'few_shot': 0}, 'data.few_shot is 0; give a number of at least 1.'),
     ({'files': {'dev': 'x'}},
      "data.files names split 'dev'; choose one of train, validation, test.")])

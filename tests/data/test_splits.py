@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pemt_jax.data import splits
-from pemt_jax.data.tasks import TASKS, get_task
+from pemt_jax.data.tasks import SPLITS, TASKS, get_task
 from pemt_jax.errors import UserError
 
 
@@ -69,6 +69,13 @@ def test_published_rules_by_size():
   assert read('yelp_polarity', 'test') == ('test', 'all')
   assert read('mnli', 'validation') == ('validation_mismatched', 'all')
   assert read('piqa', 'test') == ('validation', 'all')
+
+
+@pytest.mark.parametrize('name', ['cola', 'sst2', 'paws'])
+def test_halved_validation_leaves_train_whole(name):
+  plans = [splits.plan_split(get_task(name), split, 'halved_validation') for split in SPLITS]
+  assert [(plan.read, plan.part) for plan in plans] == [
+      ('train', 'all'), ('validation', 'first_half'), ('validation', 'second_half')]
 
 
 def test_published_splits_reproduce_the_golden_indices(golden_examples):
@@ -159,4 +166,4 @@ def test_unknown_rule_is_an_error():
   with pytest.raises(UserError) as error:
     splits.plan_split(get_task('cola'), 'train', 'half')
   assert str(error.value) == ("data.split_rule 'half' is not known; choose one of published, "
-                              'natural, first_n_of_train.')
+                              'natural, first_n_of_train, halved_validation.')
