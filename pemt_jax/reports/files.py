@@ -2,19 +2,29 @@
 
 Every stage folder (the workdir itself or a folder below it) may hold:
 
-`result.json`: an object. Its entry `records`, a list of {task, method, value, metric, replica}
-  (the last two optional), becomes tables of task x method, mean and spread over replicas. Its entry
+`result.json`: an object.
+  `records`, a list of {task, method, value, metric, replica} (the last two optional), becomes one
+  table of task x method per metric, mean and spread over replicas.
   `replicas`, an object of one object per replica, becomes tables of replica x number, one for
   the plain numbers and one for each inner object; names that differ by their ending `-seed<n>`
-  only are repetitions. Other numbers are listed.
+  only are repetitions.
+  `tables`, a list of {title, corner, columns, rows, caption} with rows {name, cells: {column: text
+  or number}}, is shown as it is; `corner` and `caption` are optional.
+  `figures`, a list of {file, title} of PNG files below the folder, is shown as it is.
+  Other numbers are listed.
 `metrics.jsonl`: one object per line: `step`, optionally `replica`, and numbers by metric name.
-`config.json`, `environment.json`: objects, shown as they are.
+`config.json`, `environment.json`: objects, compared between runs and shown as they are.
+`times.json`: seconds by phase of the loop.
+`resources.json`, `parameters.json`: numbers: seconds and memory of the last call; sizes.
 `gates.npz`: mean gate weights.
   `sources` [source] names; `replicas` [replica] names; `targets` [replica] names of target tasks
   (optional, default `replicas`); `encoder` and `decoder` [replica, layer, source] weights, either
   may be absent.
 `correlation.npz`: `matrix` [row, column]; `rows` [row] names; `columns` [column] names (optional,
   default `rows`).
+
+A run that trained its replicas one by one has `metrics.jsonl` and `times.json` in each folder of
+`replicas/`; they are read as those of the run.
 """
 
 from __future__ import annotations
@@ -30,9 +40,12 @@ import numpy as np
 from pemt_jax.errors import UserError
 
 PARTS = ('result.json', 'metrics.jsonl', 'config.json', 'environment.json')
-EXTRAS = ('gates.npz', 'correlation.npz')
+EXTRAS = ('gates.npz', 'correlation.npz', 'times.json', 'resources.json', 'parameters.json')
 # Folders that hold arrays or written reports, never a stage.
-_NO_STAGE = {'experts', 'checkpoint', 'checkpoints', 'best', 'report', 'tensorboard', 'cache'}
+_NO_STAGE = {'experts', 'checkpoint', 'checkpoints', 'best', 'report', 'tensorboard', 'cache',
+             'predictions', 'sources', 'backbone'}
+_ONE_BY_ONE = 'replicas'
+_PNG = b'\x89PNG\r\n\x1a\n'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +69,10 @@ class Correlation:
 
 @dataclasses.dataclass
 class Stage:
-  """What one stage folder holds; a part that is absent is None and named in `missing`."""
+  """What one stage folder holds; a part that is absent is None and named in `missing`.
+
+  `figures` holds the titles and the content of the PNG files that result.json names.
+  """
 
   name: str
   result: Any = None
@@ -65,6 +81,10 @@ class Stage:
   environment: Any = None
   gates: Gates | None = None
   correlation: Correlation | None = None
+  times: Any = None
+  resources: Any = None
+  parameters: Any = None
+  figures: list[tuple[str, bytes]] = dataclasses.field(default_factory=list)
   missing: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -88,9 +108,17 @@ def _stage_folders(root: pathlib.Path) -> list[pathlib.Path]:
   found = []
   for folder, inner, names in os.walk(root):
     inner[:] = sorted(name for name in inner if name not in _NO_STAGE and name[0] != '.')
-    if {'result.json', 'metrics.jsonl'} & set(names):
+    parts = _replica_folders(pathlib.Path(folder)) if 'config.json' in names else []
+    if parts:
+      inner.remove(_ONE_BY_ONE)
+    if parts or {'result.json', 'metrics.jsonl'} & set(names):
       found.append(pathlib.Path(folder))
   return found
+
+
+def _replica_folders(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Folders of replicas that were trained one by one."""
+  return sorted(path.parent for path in folder.glob(f'{_ONE_BY_ONE}/*/metrics.jsonl'))
 
 
 def read_stage(folder: pathlib.Path, root: pathlib.Path) -> Stage:
@@ -101,16 +129,47 @@ def read_stage(folder: pathlib.Path, root: pathlib.Path) -> Stage:
   """
   name = str(folder.relative_to(root))
   stage = Stage(name='' if name == '.' else name)
-  readers = {'result.json': read_json, 'metrics.jsonl': read_metrics, 'config.json': read_json,
-             'environment.json': read_json, 'gates.npz': read_gates,
-             'correlation.npz': read_correlation}
+  readers = {**dict.fromkeys(PARTS + EXTRAS, read_json), 'metrics.jsonl': read_metrics,
+             'gates.npz': read_gates, 'correlation.npz': read_correlation}
   for part, reader in readers.items():
     path = folder / part
     if path.exists():
       setattr(stage, part.split('.')[0], reader(path))
     else:
       stage.missing.append(part)
+  _read_one_by_one(stage, _replica_folders(folder))
+  _read_figures(stage, folder)
   return stage
+
+
+def _read_one_by_one(stage: Stage, folders: list[pathlib.Path]) -> None:
+  """Joins metrics and adds seconds of replicas that were trained one by one."""
+  if not folders or stage.metrics is not None:
+    return
+  stage.metrics = [row for folder in folders for row in read_metrics(folder / 'metrics.jsonl')]
+  stage.missing.remove('metrics.jsonl')
+  for path in (folder / 'times.json' for folder in folders):
+    for phase, seconds in (read_json(path) if path.exists() else {}).items():
+      stage.times = stage.times or {}
+      stage.times[phase] = stage.times.get(phase, 0.0) + seconds
+  if stage.times and 'times.json' in stage.missing:
+    stage.missing.remove('times.json')
+
+
+def _read_figures(stage: Stage, folder: pathlib.Path) -> None:
+  """Reads the figures that result.json names; those that are no PNG below the folder are missing.
+  """
+  listed = stage.result.get('figures', []) if isinstance(stage.result, dict) else []
+  for entry in listed if isinstance(listed, list) else []:
+    name = str(entry.get('file', '')) if isinstance(entry, dict) else str(entry)
+    path = (folder / name).resolve()
+    content = b''
+    if path.is_relative_to(folder.resolve()) and path.is_file():
+      content = path.read_bytes()
+    if content.startswith(_PNG):
+      stage.figures.append((str(entry.get('title', name)), content))
+    else:
+      stage.missing.append(name)
 
 
 def read_json(path: pathlib.Path) -> Any:

@@ -2,58 +2,26 @@
 
 from __future__ import annotations
 
-import base64
-import dataclasses
 import json
-import math
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from pemt_jax import __version__
-from pemt_jax.errors import UserError
-from pemt_jax.reports import files
-from pemt_jax.reports import plots
-from pemt_jax.reports import tables
+from pemt_jax.reports import compare, files, sections, tables, views
+from pemt_jax.reports.views import Section
 
 _TEMPLATE = 'report.html'
-_WHY = {
-    'result.json': 'no final result: the stage has not ended',
-    'metrics.jsonl': 'no metrics over time: no learning curves',
-    'config.json': 'no resolved config',
-    'environment.json': 'no description of the environment',
-    'gates.npz': 'no gate weights: no gate heat maps',
-    'correlation.npz': 'no task correlation: no matrix',
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Figure:
-  """A picture of the report, in base64, with the text that stands for it."""
-
-  title: str
-  png: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Section:
-  """What the report shows of one stage."""
-
-  name: str
-  tables: list[tables.Table]
-  numbers: dict[str, Any]
-  figures: list[Figure]
-  config: str | None
-  environment: str | None
-  notes: list[str]
 
 
 def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
   """Writes `<workdir>/report/`: index.html, tables.md and tables.json.
 
   Args:
-    workdir: folder of a run or of several stages; see `reports.files` for what is read.
+    workdir: folder of a run, of several stages or of several runs; see `reports.files` for what is
+      read.
 
   Returns:
     The path of index.html.
@@ -62,113 +30,40 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
     UserError: the folder does not exist, holds no run, or holds a file that cannot be read.
   """
   root = pathlib.Path(workdir)
-  sections = [section_of(stage) for stage in files.read_workdir(root)]
+  stages = files.read_workdir(root)
+  texts, data = _tables(stages)
+  page = render(root.resolve().name, stages)
   folder = root / 'report'
   folder.mkdir(exist_ok=True)
-  listed = [(section, table) for section in sections for table in section.tables]
-  text = '\n'.join(f'## {_heading(section.name, table.title)}\n\n{tables.to_markdown(table)}'
-                   for section, table in listed)
-  data = [{'stage': section.name, **tables.to_json(table)} for section, table in listed]
-  _write(folder / 'tables.md', text)
+  _write(folder / 'tables.md', '\n'.join(texts))
   _write(folder / 'tables.json', json.dumps(data, indent=1, ensure_ascii=False) + '\n')
-  _write(folder / 'index.html', render(root.resolve().name, sections))
+  _write(folder / 'index.html', page)
   return folder / 'index.html'
 
 
-def section_of(stage: files.Stage) -> Section:
-  """Turns what a stage folder holds into tables, figures and notes.
-
-  Raises:
-    UserError: `records` or `replicas` of result.json do not have the documented form.
-  """
-  result = stage.result if isinstance(stage.result, Mapping) else {}
-  notes = [f'{part}: {_WHY[part]}.' for part in stage.missing]
-  figures = []
-  if stage.gates is not None:
-    figures += [_figure('Gate weight, target x source', plots.gates_by_target(stage.gates)),
-                _figure('Gate weight, source x layer', plots.gates_by_layer(stage.gates))]
-  if stage.correlation is not None:
-    figures.append(_figure('Task correlation', plots.correlation(stage.correlation)))
-  if stage.metrics is not None:
-    curves = plots.curves_of(stage.metrics)
-    if curves:
-      figures.append(_figure('Learning curves', plots.learning_curves(stage.metrics)))
-    else:
-      notes.append('metrics.jsonl: holds no number yet: no learning curves.')
-    _, left = plots.drawn_and_left(list(curves))
-    if left:
-      notes.append(f'metrics.jsonl: no panel is left for {", ".join(left)}.')
-  return Section(stage.name, result_tables(result, stage.name), other_numbers(result), figures,
-                 _dumped(stage.config), _dumped(stage.environment), notes)
+def _tables(stages: list[files.Stage]) -> tuple[list[str], list[dict[str, Any]]]:
+  """All result tables as Markdown and as JSON-able dicts."""
+  texts, data = [], []
+  for stage in stages:
+    for table in sections.result_tables(stage):
+      title = ': '.join(filter(None, (stage.name, table.title))) or 'result'
+      texts.append(f'## {title}\n\n{tables.to_markdown(table, marked=True)}')
+      data.append({'stage': stage.name, **tables.to_json(table)})
+    result = stage.result if isinstance(stage.result, Mapping) else {}
+    for entry, (title, view) in zip(result.get('tables', []),
+                                    views.study_tables(result, stage.name)):
+      name = ': '.join(filter(None, (stage.name, title)))
+      texts.append(f'## {name}\n\n{views.to_markdown(view)}')
+      data.append({'stage': stage.name, **entry})
+  return texts, data
 
 
-def result_tables(result: Mapping[str, Any], stage: str = '') -> list[tables.Table]:
-  """Tables of a result: one per metric of `records`, then those of `replicas`.
-
-  Args:
-    result: content of result.json.
-    stage: its folder, for error messages.
-
-  Raises:
-    UserError: an entry does not have the documented form.
-  """
-  names = {field.name for field in dataclasses.fields(tables.Record)}
-  try:
-    records = [tables.Record(**{name: row[name] for name in names & set(row)})
-               for row in result.get('records', [])]
-    found = tables.tables_of(records)
-    numbers = {replica: flat_numbers(entry)
-               for replica, entry in result.get('replicas', {}).items()}
-  except (TypeError, AttributeError, KeyError) as error:
-    raise UserError(f"File result.json of stage '{stage}' does not have the form that "
-                    f'pemt_jax/reports/files.py describes ({error}).') from None
-  return found + _replica_tables(numbers)
-
-
-def _replica_tables(numbers: Mapping[str, Mapping[str, float]]) -> list[tables.Table]:
-  """One table for the plain numbers and one for each object among the entries.
-
-  Replicas that differ by their seed share a row.
-  """
-  groups: dict[str, dict[tuple[str, str], list[float]]] = {}
-  for replica, entry in numbers.items():
-    for path, value in entry.items():
-      group, _, name = path.rpartition('/')
-      values = groups.setdefault(group or 'replicas', {})
-      values.setdefault((tables.group_of(replica), name), []).append(value)
-  return [tables.Table(group, tuple(dict.fromkeys(row for row, _ in values)),
-                       tuple(dict.fromkeys(column for _, column in values)),
-                       {key: tables.cell_of(listed) for key, listed in values.items()},
-                       corner='replica', one_unit=False) for group, values in groups.items()]
-
-
-def other_numbers(result: Mapping[str, Any]) -> dict[str, Any]:
-  """Numbers and words of a result outside of its tables, by path."""
-  rest = {key: value for key, value in result.items() if key not in ('records', 'replicas')}
-  return {path: value for path, value in _flat(rest).items()
-          if isinstance(value, (int, float, str, bool))}
-
-
-def flat_numbers(entry: Mapping[str, Any]) -> dict[str, float]:
-  """Numbers of a nested object by '/'-joined path; truth values are no numbers."""
-  return {path: value for path, value in _flat(entry).items()
-          if isinstance(value, (int, float)) and not isinstance(value, bool)}
-
-
-def _flat(entry: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  flat = {}
-  for key, value in entry.items():
-    nested = isinstance(value, Mapping)
-    flat.update(_flat(value, f'{prefix}{key}/') if nested else {f'{prefix}{key}': value})
-  return flat
-
-
-def render(title: str, sections: list[Section]) -> str:
+def render(title: str, stages: list[files.Stage]) -> str:
   """Fills the template.
 
   Args:
     title: name of the workdir.
-    sections: one per stage.
+    stages: at least one.
 
   Returns:
     The whole HTML text.
@@ -178,27 +73,54 @@ def render(title: str, sections: list[Section]) -> str:
   environment = jinja2.Environment(
       loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent), autoescape=True,
       trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-  environment.filters.update(rows=tables.text_rows, number=_number)
-  environment.globals.update(heading=_heading, version=__version__)
-  return environment.get_template(_TEMPLATE).render(title=title, sections=sections)
+  environment.globals.update(version=__version__, best=tables.BEST, like=tables.LIKE_BEST,
+                             sign=tables.LIKE_SIGN, absent=compare.UNSET)
+  environment.filters['number_like'] = lambda text: bool(re.match(r'[-+]?\d|-$|nan', text))
+  return environment.get_template(_TEMPLATE).render(
+      title=title, sections=page_sections(title, stages),
+      facts=_page_facts(stages))
 
 
-def _heading(stage: str, title: str) -> str:
-  return ': '.join(part for part in (stage, title) if part) or 'result'
+def _page_facts(stages: list[files.Stage]) -> dict[str, str]:
+  """What stands below the title: how much there is, and on what it ran."""
+  runs = [stage for stage in stages if compare.is_run(stage)]
+  if len(stages) == 1:
+    return {}
+  seconds = [compare.numbers(stage.resources).get('seconds') for stage in runs]
+  replicas = sum(len(compare.replicas_of(stage)) for stage in runs)
+  found = {'runs': str(len(runs)) if runs else None, 'replicas': str(replicas) if runs else None,
+           'time of all runs': compare.duration(sum(s for s in seconds if s) or None)}
+  environments = [stage.environment for stage in runs if isinstance(stage.environment, Mapping)]
+  found['devices'] = ', '.join(dict.fromkeys(
+      f"{entry.get('devices', '?')} x {entry.get('device_kind', '?')}"
+      + (f" ({entry['cpu_count']} cores)" if entry.get('device_platform') == 'cpu'
+         and 'cpu_count' in entry else '') for entry in environments)) or None
+  return {name: text for name, text in found.items() if text}
 
 
-def _number(value: Any) -> str:
-  if isinstance(value, float) and math.isfinite(value):
-    return f'{value:.6g}'
-  return str(value)
+def page_sections(title: str, stages: list[files.Stage]) -> list[Section]:
+  """All sections of the page: what compares the runs, then one for each stage.
 
-
-def _figure(title: str, png: bytes) -> Figure:
-  return Figure(title, base64.b64encode(png).decode('ascii'))
-
-
-def _dumped(value: Any) -> str | None:
-  return None if value is None else json.dumps(value, indent=2, ensure_ascii=False)
+  Args:
+    title: name of the workdir, which is the name of a stage in the workdir itself.
+    stages: at least one.
+  """
+  named = {stage.name or title: stage for stage in stages}
+  runs = {name: stage for name, stage in named.items() if compare.is_run(stage)}
+  colours = sections.run_colours(runs)
+  alone = {name: stage for name, stage in named.items() if name not in runs}
+  found = [sections.stage_section('Results' if not stage.name else name, stage)
+           for name, stage in alone.items()]
+  drawn: set[str] = set()
+  if len(runs) > 1:
+    compared, drawn = sections.comparison(runs, colours, bool(alone))
+    found += compared
+  own = {name: colours[name] for name in runs if name not in drawn}
+  found += [sections.stage_section(name if len(stages) > 1 else 'Run', stage, own.get(name))
+            for name, stage in runs.items()]
+  if len(runs) == 1:
+    found += sections.single(runs)
+  return [section for section in found if section.blocks]
 
 
 def _write(path: pathlib.Path, text: str) -> None:

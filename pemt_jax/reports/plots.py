@@ -1,36 +1,21 @@
-"""Figures of a report, drawn with matplotlib's Agg canvas; each comes back as PNG bytes."""
+"""Pictures of gates, correlations and seconds; each comes back as an `<svg>` element."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from pemt_jax.reports import pictures
 from pemt_jax.reports.files import Correlation, Gates
-from pemt_jax.reports.tables import group_of
+from pemt_jax.reports.tables import Table, cell_of, group_of
 
-_DPI = 120
-_PANELS = 12        # most panels of learning curves
-_NAMED_GROUPS = 8   # most groups of replicas with a name and a colour of their own
-_WRITTEN_CELLS = 160  # most cells of a heat map that carry their number
-_COLOURS = ('#3366b0', '#d1691e', '#2b8a5b', '#a3459c', '#8a6d1d', '#c23b4e', '#3b9db3', '#6b6b6b')
-_INK, _GRID = '#333333', '#dddddd'
-
-
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, np.ndarray]:
-  from matplotlib.figure import Figure
-
-  figure = Figure(figsize=(width, height), dpi=_DPI, layout='constrained')
-  return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def _png(figure: Any) -> bytes:
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format='png', metadata={'Software': None})
-  return buffer.getvalue()
+_WRITTEN_CELLS = 200  # most cells of a heat map that carry their number
+_OUTER = 'time outside of the loop'
+PHASES = {'input': '#2aa5b8', 'compilation': '#a98a1c', 'step': '#3b7dd8', 'evaluation': '#b455b0',
+          'checkpoint': '#8a7f78', _OUTER: '#c9c4bf'}
 
 
 def _limits(matrix: np.ndarray) -> tuple[str, float, float]:
@@ -43,45 +28,78 @@ def _limits(matrix: np.ndarray) -> tuple[str, float, float]:
   return 'Blues', 0.0, high or 1.0
 
 
-def _heat_map(axes: Any, matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str],
-              limits: tuple[str, float, float], written: bool) -> Any:
+def _narrow(matrix: np.ndarray) -> tuple[str, float, float]:
+  """As `_limits`, but a range that begins near the smallest number if all are far from zero."""
+  colours, low, high = _limits(matrix)
+  if low < 0 or not np.isfinite(matrix).any():
+    return colours, low, high
+  return colours, max(0.0, min(float(np.nanmin(matrix)), high - 0.2) - 0.05), high
+
+
+def _heat_map(axes: Any, matrix: np.ndarray, limits: tuple[str, float, float],
+              written: bool, start: float = 0.0) -> Any:
+  """Draws a matrix with row 0 at the top, its left side at `start`; NaN cells stay empty."""
   colours, low, high = limits
-  image = axes.imshow(matrix, cmap=colours, vmin=low, vmax=high, aspect='auto')
-  axes.set_xticks(range(len(columns)), columns, fontsize=8,
-                  rotation=45 if max(map(len, columns)) > 4 else 0,
-                  ha='right' if max(map(len, columns)) > 4 else 'center', rotation_mode='anchor')
-  axes.set_yticks(range(len(rows)), rows, fontsize=8)
-  axes.tick_params(length=0, colors=_INK)
+  across, down = (np.arange(size + 1) for size in matrix.shape[::-1])
+  image = axes.pcolormesh(across + start, down, np.ma.masked_invalid(matrix), cmap=colours,
+                          vmin=low, vmax=high, edgecolors='face', linewidth=0.2)
+  axes.set_ylim(matrix.shape[0], 0)
+  axes.tick_params(length=0, labelsize=7.5)
   for side in axes.spines.values():
     side.set_visible(False)
-  middle = (0.55 if low == 0 else 0.65) * high
+  middle = 0.65 * high if low < 0 else low + 0.55 * (high - low)
   for i, j in np.ndindex(*matrix.shape) if written else ():
-    dark = abs(matrix[i, j]) > middle
-    axes.text(j, i, f'{matrix[i, j]:.2f}', ha='center', va='center', fontsize=7,
-              color='white' if dark else _INK)
+    if math.isfinite(matrix[i, j]):
+      axes.text(start + j + 0.5, i + 0.5, f'{matrix[i, j]:.2f}', ha='center', va='center',
+                fontsize=7, color='#ffffff' if abs(matrix[i, j]) > middle else '#222222')
   return image
 
 
-def heat_map(matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str,
-             axis_names: tuple[str, str] = ('', '')) -> bytes:
-  """Draws one matrix.
+def _name_ticks(axis: Any, names: Sequence[str], **options: Any) -> None:
+  axis.set_ticks(np.arange(len(names)) + 0.5, names, **options)
 
-  Args:
-    matrix: [row, column] numbers; NaN cells stay empty.
-    rows: [row] names.
-    columns: [column] names.
-    title: what the numbers are.
-    axis_names: what the columns and the rows are.
+
+def correlation(data: Correlation) -> str:
+  """Draws a task-correlation matrix; replicas of a task share a row and a column."""
+  rows, columns, matrix = grouped_correlation(data)
+  with pictures.settings():
+    width = 1.6 + 0.62 * len(columns) + 0.065 * max(map(len, rows))
+    height = 0.5 + 0.3 * len(rows) + 0.055 * max(map(len, columns))
+    figure, axes = pictures.axes_grid(min(width, pictures.WIDTH), min(height, 14.0))
+    panel = axes[0, 0]
+    image = _heat_map(panel, matrix, _narrow(matrix), matrix.size <= _WRITTEN_CELLS)
+    _name_ticks(panel.yaxis, rows)
+    _name_ticks(panel.xaxis, columns, rotation=40, ha='right', rotation_mode='anchor')
+    _colour_bar(figure, image, axes)
+    return pictures.to_svg(figure, 'Task correlation')
+
+
+def _colour_bar(figure: Any, image: Any, axes: Any) -> None:
+  bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=25, pad=0.01)
+  bar.ax.tick_params(labelsize=7, length=2)
+  bar.outline.set_visible(False)
+
+
+def grouped_correlation(data: Correlation) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray]:
+  """Averages a correlation matrix over replicas that differ by their seed.
+
+  A replica's correlation with itself is left out where its task has several replicas.
+
+  Returns:
+    Names of rows, names of columns, and the matrix [row, column].
   """
-  width = min(14.0, 2.5 + 0.6 * len(columns) + 0.08 * max(map(len, rows)))
-  figure, axes = _figure(width, min(14.0, 1.6 + 0.36 * len(rows) + 0.05 * max(map(len, columns))))
-  image = _heat_map(axes[0, 0], matrix, rows, columns, _limits(matrix),
-                    matrix.size <= _WRITTEN_CELLS)
-  axes[0, 0].set_title(title, fontsize=10, color=_INK, loc='left')
-  axes[0, 0].set_xlabel(axis_names[0], fontsize=8, color=_INK)
-  axes[0, 0].set_ylabel(axis_names[1], fontsize=8, color=_INK)
-  figure.colorbar(image, ax=axes[0, 0], shrink=0.8).ax.tick_params(labelsize=7)
-  return _png(figure)
+  rows, columns = ([group_of(name) for name in names] for names in (data.rows, data.columns))
+  matrix = np.array(data.matrix, float)
+  own = np.array(data.rows)[:, None] == np.array(data.columns)
+  many = np.array([rows.count(name) > 1 for name in rows])
+  matrix[own & many[:, None]] = np.nan
+  heads = tuple(dict.fromkeys(rows)), tuple(dict.fromkeys(columns))
+  joined = np.full((len(heads[0]), len(heads[1])), np.nan)
+  for i, j in np.ndindex(*joined.shape):
+    block = matrix[np.ix_(np.array(rows) == heads[0][i], np.array(columns) == heads[1][j])]
+    known = block[np.isfinite(block)]
+    joined[i, j] = known.mean() if known.size else np.nan
+  return *heads, joined
 
 
 def mean_by_target(gates: Gates) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
@@ -98,152 +116,101 @@ def mean_by_target(gates: Gates) -> tuple[tuple[str, ...], dict[str, np.ndarray]
   return targets, stacks
 
 
-def target_source_matrix(gates: Gates) -> tuple[tuple[str, ...], np.ndarray]:
-  """Mean gate weight per target and source.
+def gate_table(gates: Gates) -> Table:
+  """Mean gate weight of each source (columns) for each target (rows), spread over replicas.
 
-  Returns:
-    Names [target], and [target, source] means over replicas and over the layers of both stacks.
+  A replica's weight is the mean over the layers of both stacks.
   """
+  weights = np.concatenate(list(gates.stacks.values()), axis=1).mean(axis=1)
+  targets = tuple(dict.fromkeys(gates.targets))
+  sources = short_names(gates.sources)
+  cells = {(target, source): cell_of([float(weights[i, j]) for i, name in enumerate(gates.targets)
+                                      if name == target])
+           for target in targets for j, source in enumerate(sources)}
+  return Table('mean gate weight', targets, sources, cells, corner='target')
+
+
+def short_names(names: Sequence[str]) -> tuple[str, ...]:
+  """Names without the folder that they all begin with: `playground/omen` becomes `omen`."""
+  folders = {name.rpartition('/')[0] for name in names}
+  shared = folders.pop() if len(folders) == 1 else ''
+  return tuple(name[len(shared):].removeprefix('/') for name in names)
+
+
+def gates_by_layer(gates: Gates) -> str:
+  """Draws one panel per target, source x layer, the encoder left of the decoder."""
   targets, stacks = mean_by_target(gates)
-  return targets, np.concatenate(list(stacks.values()), axis=1).mean(axis=1)
-
-
-def gates_by_layer(gates: Gates) -> bytes:
-  """Draws for each target a heat map source x layer, encoder layers (E) before decoder layers (D).
-
-  Colours are comparable between targets: one scale from 0 to the largest weight.
-  """
-  targets, stacks = mean_by_target(gates)
-  joined = np.concatenate(list(stacks.values()), axis=1)
-  names = [f'{stack[0].upper()}{layer}' for stack, array in stacks.items()
-           for layer in range(array.shape[1])]
-  columns = min(len(targets), max(1, 12 // max(4, len(names) // 2)))
+  sources = short_names(gates.sources)
+  layers = sum(array.shape[1] for array in stacks.values())
+  columns = max(1, min(len(targets), 4, 40 // layers))
   rows = math.ceil(len(targets) / columns)
-  label = 0.07 * max(map(len, gates.sources))
-  figure, axes = _figure(min(16.0, columns * (1.2 + label + 0.4 * len(names))),
-                         rows * (0.9 + 0.3 * len(gates.sources)), rows, columns)
-  limits = ('Blues', 0.0, float(np.nanmax(joined)) or 1.0)
-  for i, panel in enumerate(axes.flat):
-    if i >= len(targets):
-      panel.set_axis_off()
-      continue
-    image = _heat_map(panel, joined[i].T, gates.sources, names, limits,
-                      joined[i].size <= _WRITTEN_CELLS and len(names) <= 12)
-    panel.set_title(targets[i], fontsize=9, color=_INK, loc='left')
-  figure.colorbar(image, ax=axes, shrink=0.8).ax.tick_params(labelsize=7)
-  return _png(figure)
+  high = max(float(np.nanmax(array)) for array in stacks.values()) or 1.0
+  with pictures.settings():
+    figure, axes = pictures.axes_grid(pictures.WIDTH, rows * (0.75 + 0.24 * len(sources)),
+                                      rows, columns)
+    figure.get_layout_engine().set(wspace=0.06, hspace=0.04)
+    for i, panel in enumerate(axes.flat):
+      panel.set_visible(i < len(targets))
+      if i < len(targets):
+        own = {name: array[i].T for name, array in stacks.items()}
+        image = _draw_stacks(panel, own, high, layers * columns <= 34)
+        _name_ticks(panel.yaxis, sources if i % columns == 0 else [''] * len(sources))
+        panel.set_title(short_names(targets)[i], fontsize=8.5, loc='left', pad=16)
+    _colour_bar(figure, image, axes)
+    return pictures.to_svg(figure, 'Gate weight of each source (rows) in each layer (columns), one '
+                                   'panel per target')
 
 
-def gates_by_target(gates: Gates) -> bytes:
-  """Draws the mean gate weight of each source (columns) for each target (rows)."""
-  targets, matrix = target_source_matrix(gates)
-  return heat_map(matrix, targets, gates.sources, 'Mean gate weight over layers and replicas',
-                  ('source', 'target'))
+def _draw_stacks(panel: Any, stacks: Mapping[str, np.ndarray], high: float, written: bool) -> Any:
+  """Draws [source, layer] weights of both stacks side by side, with a gap between them."""
+  start, ticks, names = 0.0, [], []
+  for name, matrix in stacks.items():
+    image = _heat_map(panel, matrix, ('Blues', 0.0, high), written, start)
+    count = matrix.shape[1]
+    panel.text(start + count / 2, -0.15, name, ha='center', va='bottom', fontsize=7)
+    ticks += [start + i + 0.5 for i in range(count)]
+    names += [str(i + 1) for i in range(count)]
+    start += count + 0.02 * count + 0.12
+  panel.set_xticks(ticks, names)
+  return image
 
 
-def correlation(data: Correlation) -> bytes:
-  """Draws a task-correlation matrix."""
-  return heat_map(data.matrix, data.rows, data.columns, 'Task correlation')
-
-
-def curves_of(metrics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
-  """Sorts metric lines into curves.
-
-  Args:
-    metrics: lines of a metrics file.
-
-  Returns:
-    Metric -> replica ('' where a line names none) -> [point, 2] steps and values.
-  """
-  points: dict[str, dict[str, list[tuple[float, float]]]] = {}
-  for row in metrics:
-    for name, value in row.items():
-      is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-      if name not in ('step', 'replica') and is_number:
-        lines = points.setdefault(name, {})
-        lines.setdefault(str(row.get('replica', '')), []).append((row['step'], value))
-  return {name: {replica: np.asarray(line, float) for replica, line in lines.items()}
-          for name, lines in points.items()}
-
-
-def _importance(name: str) -> tuple[int, str]:
-  """Losses first, then scores, then other quantities, gates, and what only describes the run."""
-  split, _, quantity = name.rpartition('/')
-  if any(part in quantity for part in ('second', 'tokens', 'learning_rate')) or (
-      quantity in ('weight', 'grad_norm')):
-    return 4, name
-  if quantity.startswith('moe_weight'):
-    return 3, name
-  if quantity.endswith('loss'):
-    return 0, name
-  return (2 if split == 'train' else 1), name
-
-
-def drawn_and_left(names: Sequence[str]) -> tuple[list[str], list[str]]:
-  """Splits metric names into those that learning curves show and those that find no panel."""
-  ordered = sorted(names, key=_importance)
-  return ordered[:_PANELS], ordered[_PANELS:]
-
-
-def learning_curves(metrics: Sequence[Mapping[str, Any]]) -> bytes:
-  """Draws one panel per metric against the step.
-
-  Replicas that differ by their seed share a line, the median. With more groups than can be told
-  apart all replicas are grey and their common median is drawn on top.
+def seconds_of_phases(times: Mapping[str, float], total: float | None) -> dict[str, float]:
+  """Seconds by phase in the order of `PHASES`, with what a run spent outside of the loop.
 
   Args:
-    metrics: lines of a metrics file with at least one number.
+    times: content of times.json.
+    total: seconds of the whole run, or None where they are not known.
   """
-  curves = curves_of(metrics)
-  names, _ = drawn_and_left(list(curves))
-  columns = min(3, len(names))
-  rows = math.ceil(len(names) / columns)
-  figure, axes = _figure(4.4 * columns, 2.7 * rows + 0.4, rows, columns)
-  groups = list(dict.fromkeys(group_of(name) for lines in curves.values() for name in lines))
-  for panel, name in zip(axes.flat, names):
-    _curve_panel(panel, name, curves[name], groups)
-  for panel in axes.flat[len(names):]:
-    panel.set_axis_off()
-  if 1 < len(groups) <= _NAMED_GROUPS:
-    handles, labels = max((panel.get_legend_handles_labels() for panel in axes.flat),
-                          key=lambda pair: len(pair[1]))
-    figure.legend(handles, labels, loc='outside lower center', ncols=4, fontsize=8, frameon=False)
-  return _png(figure)
+  known = {name: float(times[name]) for name in PHASES if name in times}
+  known |= {name: float(value) for name, value in times.items() if name not in known}
+  rest = (total or 0.0) - math.fsum(known.values())
+  return known | ({_OUTER: rest} if rest > 0 else {})
 
 
-def _curve_panel(panel: Any, name: str, lines: Mapping[str, np.ndarray],
-                 groups: Sequence[str]) -> None:
-  told_apart = len(groups) <= _NAMED_GROUPS
-  members: dict[str, list[np.ndarray]] = {}
-  for replica, line in lines.items():
-    members.setdefault(group_of(replica) if told_apart else '', []).append(line)
-  for group, listed in members.items():
-    steps, middle = median_curve(listed)
-    for line in () if told_apart else listed:
-      panel.plot(line[:, 0], line[:, 1], color='#bbbbbb', linewidth=0.7)
-    colour = _COLOURS[groups.index(group) if told_apart else 0]
-    panel.plot(steps, middle, color=colour, label=group or None, linewidth=1.5,
-               marker='o' if len(steps) < 3 else None, markersize=3)
-  most = max(map(len, members.values()))
-  title = f'{name} (median of {most})' if most > 1 else name
-  panel.set_title(title, fontsize=9, color=_INK, loc='left')
-  panel.set_xlabel('step', fontsize=8, color=_INK)
-  panel.tick_params(labelsize=7, colors=_INK)
-  panel.grid(color=_GRID, linewidth=0.6)
-  panel.set_axisbelow(True)
-  for side in ('top', 'right'):
-    panel.spines[side].set_visible(False)
-
-
-def median_curve(lines: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-  """Median over curves at every step that occurs.
+def time_bars(runs: Mapping[str, Mapping[str, float]]) -> str:
+  """Draws one stacked bar per run: seconds by phase.
 
   Args:
-    lines: arrays [point, 2] of steps and values.
-
-  Returns:
-    [step] steps and [step] medians of the values at that step.
+    runs: run -> seconds by phase.
   """
-  joined = np.concatenate(lines)
-  steps = np.unique(joined[:, 0])
-  return steps, np.array([np.median(joined[joined[:, 0] == step, 1]) for step in steps])
+  longest = max(math.fsum(seconds.values()) for seconds in runs.values())
+  unit, name = (60.0, 'minutes') if longest > 300 else (1.0, 'seconds')
+  phases = dict.fromkeys(phase for seconds in runs.values() for phase in seconds)
+  phases = [*(p for p in PHASES if p in phases), *(p for p in phases if p not in PHASES)]
+  with pictures.settings():
+    figure, axes = pictures.axes_grid(pictures.WIDTH, 0.85 + 0.33 * len(runs))
+    panel = axes[0, 0]
+    starts = np.zeros(len(runs))
+    for phase in phases:
+      widths = np.array([seconds.get(phase, 0.0) for seconds in runs.values()]) / unit
+      panel.barh(range(len(runs)), widths, 0.62, starts, label=phase,
+                 color=PHASES.get(phase, '#555555'))
+      starts += widths
+    panel.set_yticks(range(len(runs)), list(runs))
+    panel.invert_yaxis()
+    panel.set_xlabel(name, fontsize=7.5)
+    pictures.plain(panel, 'x')
+    panel.tick_params(axis='y', length=0, labelsize=8)
+    figure.legend(loc='outside upper left', ncols=len(phases), fontsize=8, frameon=False)
+    return pictures.to_svg(figure, f'{name.capitalize()} of each run by phase')

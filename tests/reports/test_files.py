@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -30,6 +32,35 @@ def test_the_workdir_itself_may_be_the_stage(workdir):
   _write(workdir, 'result.json', '{"seconds": 3}')
   stage, = files.read_workdir(workdir)
   assert (stage.name, stage.result) == ('', {'seconds': 3})
+
+
+def test_replicas_trained_one_by_one_are_one_run(workdir):
+  _write(workdir, 'config.json', '{"together": false}')
+  for name, steps in (('a', 3), ('b', 2)):
+    folder = workdir / 'replicas' / name
+    _write(folder, 'result.json', '{}')
+    _write(folder, 'times.json', '{"step": 1.5, "input": 1}')
+    _write(folder, 'metrics.jsonl', ''.join(
+        f'{{"step": {i}, "replica": "{name}"}}\n' for i in range(steps)))
+  stage, = files.read_workdir(workdir)
+  assert [(row['step'], row['replica']) for row in stage.metrics] == [
+      (0, 'a'), (1, 'a'), (2, 'a'), (0, 'b'), (1, 'b')]
+  assert stage.times == {'step': 3.0, 'input': 2.0}
+  assert 'metrics.jsonl' not in stage.missing and 'result.json' in stage.missing
+
+
+def test_figures_are_pictures_below_the_folder(workdir):
+  png = b'\x89PNG\r\n\x1a\n'
+  (workdir / 'study').mkdir()
+  for path in ('study/a.png', 'outside.png'):
+    (workdir / path).write_bytes(png)
+  (workdir / 'study' / 'text.png').write_text('no picture')
+  names = ['a.png', '../outside.png', 'text.png', 'none.png', str(workdir / 'outside.png')]
+  _write(workdir / 'study', 'result.json',
+         json.dumps({'figures': [{'file': name, 'title': 'A'} for name in names] + [3]}))
+  stage, = files.read_workdir(workdir)
+  assert stage.figures == [('A', png)]
+  assert stage.missing[-5:] == [*names[1:], '3']
 
 
 def test_a_last_line_cut_short_is_left_out(workdir):

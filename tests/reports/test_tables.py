@@ -52,6 +52,59 @@ def test_mean_over_tasks_with_different_replicas_has_no_spread():
   assert table.cells['mean', 'pemt'] == Cell(70.5, None, 2)
 
 
+def test_mean_over_tasks_pairs_replicas_by_their_seed():
+  records = [Record(task, 'pemt', value + seed, 'accuracy', f'{task}-seed{seed}')
+             for task, value in (('rte', 60.0), ('cb', 80.0)) for seed in (0, 1)]
+  table, = tables.tables_of(records)
+  assert table.values['mean', 'pemt'] == {'-seed0': 70.0, '-seed1': 71.0}
+  assert table.cells['mean', 'pemt'].count == 2
+
+
+# Method b is 2 below a on average. With replicas that move together the difference is sure, with
+# the same numbers in another order it is not.
+TOGETHER, CROSSED = (8.0, 18.1, 27.9, 38.2), (38.2, 8.0, 27.9, 18.1)
+
+
+@pytest.mark.parametrize('other, mark', [(TOGETHER, None), (CROSSED, tables.LIKE_BEST)])
+def test_marks_follow_the_pairing(other, mark):
+  records = [Record('rte', method, value, 'accuracy', f'seed{i}')
+             for method, values in (('a', (10.0, 20.0, 30.0, 40.0)), ('b', other))
+             for i, value in enumerate(values)]
+  table, = tables.tables_of(records)
+  marks = tables.marks_of(table)
+  assert marks == {('rte', 'a'): tables.BEST} | ({('rte', 'b'): mark} if mark else {})
+  text = tables.to_markdown(table, marked=True)
+  assert '**25.00 ± 12.91** |' in text and (f'± 12.96 {tables.LIKE_SIGN} |' in text) == bool(mark)
+  assert '**' not in tables.to_markdown(table)
+
+
+def test_a_loss_is_better_where_it_is_smaller():
+  table, = tables.tables_of([Record('rte', 'a', 1.0, 'test/loss'),
+                             Record('rte', 'b', 2.0, 'test/loss')])
+  assert tables.marks_of(table) == {('rte', 'a'): tables.BEST}
+  assert tables.lower_is_better('cross_entropy_nats') and not tables.lower_is_better('f1')
+
+
+def test_no_mark_without_a_choice_or_with_one_pair():
+  alone, = tables.tables_of([Record('rte', 'a', 1.0)])
+  assert not tables.marks_of(alone)
+  failed, = tables.tables_of([Record('rte', 'a', math.nan), Record('rte', 'b', 1.0)])
+  assert not tables.marks_of(failed)
+  single, = tables.tables_of([Record('rte', 'a', 1.0), Record('rte', 'b', 0.9)])
+  assert tables.marks_of(single) == {('rte', 'a'): tables.BEST}
+
+
+def test_equal_means_are_both_the_best():
+  table, = tables.tables_of([Record('rte', 'a', 1.0), Record('rte', 'b', 1.0)])
+  assert set(tables.marks_of(table).values()) == {tables.BEST} and len(tables.marks_of(table)) == 2
+
+
+def test_an_interval_needs_three_repetitions():
+  three = tables.cell_of([1.0, 2.0, 3.0]).interval
+  assert three == (pytest.approx(-0.484138, abs=1e-5), pytest.approx(4.484138, abs=1e-5))
+  assert tables.cell_of([1.0, 2.0]).interval is None
+
+
 def test_each_metric_has_its_own_table():
   records = [Record('cb', 'pemt', 1.0, 'f1'), Record('cb', 'pemt', 2.0, 'accuracy')]
   assert [table.title for table in tables.tables_of(records)] == ['f1', 'accuracy']
@@ -84,8 +137,10 @@ def test_json_holds_the_same_cells():
   data = json.loads(json.dumps(tables.to_json(table)))
   assert data['columns'] == ['pemt', 'prompt']
   assert [row['name'] for row in data['rows']] == ['rte', 'cb', 'mean']
-  assert data['rows'][1]['cells'] == {'pemt': {'mean': 85.0, 'count': 2, 'spread': pytest.approx(
-      50 ** 0.5)}}
+  assert data['rows'][1]['cells'] == {'pemt': {
+      'mean': 85.0, 'count': 2, 'spread': pytest.approx(50 ** 0.5), 'interval': None}}
+  assert data['rows'][0]['cells']['pemt']['mark'] == tables.BEST
+  assert 'mark' not in data['rows'][0]['cells']['prompt']
 
 
 def test_replicas_that_differ_by_their_seed_share_a_group():
