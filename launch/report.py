@@ -1,4 +1,4 @@
-"""Writes the HTML report of a workdir: tables, plots, config and environment of its stages."""
+"""Writes the HTML report of a run or of a folder of runs; docs/report.md says what it shows."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from pemt_jax import cli
 from pemt_jax.reports import html
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run, or of several stages.',
-                              required=True)
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run, of several stages '
+                              'or of several runs.', required=True)
 
 
 def main(argv: list[str]) -> None:

@@ -14,6 +14,7 @@ from pemt_jax.reports.tables import group_of
 Lines = Mapping[str, np.ndarray]  # replica -> [point, 2] steps and values
 PANELS = 30  # most panels of a picture
 _POINTS = 200  # most points of a line
+_STYLES = ('-', '--', ':', '-.')  # of runs that share a colour, one after the other
 
 
 def curves_of(metrics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
@@ -79,11 +80,13 @@ def draw_tasks(runs: Mapping[str, Lines], colours: Mapping[str, str], title: str
   """
   grouped = {run: by_task(lines) for run, lines in runs.items()}
   tasks = list(dict.fromkeys(task for groups in grouped.values() for task in groups))[:PANELS]
+  shades = [colours[run] for run in runs]
+  styles = {run: _STYLES[shades[:i].count(shades[i]) % len(_STYLES)] for i, run in enumerate(runs)}
   with pictures.settings():
     figure, panels = _panels(len(tasks))
     for panel, task in zip(panels, tasks):
       for run in (run for run, groups in grouped.items() if task in groups):
-        _draw(panel, grouped[run][task], colours[run], run)
+        _draw(panel, grouped[run][task], colours[run], run, styles[run])
       panel.set_title(task, fontsize=8.5, loc='left')
     if len(runs) > 1:
       _legend(figure, panels)
@@ -122,10 +125,11 @@ def _panels(count: int) -> tuple[Any, list[Any]]:
   return figure, list(axes.flat)[:count]
 
 
-def _draw(panel: Any, lines: Sequence[np.ndarray], colour: str, label: str) -> None:
+def _draw(panel: Any, lines: Sequence[np.ndarray], colour: str, label: str,
+          style: str = '-') -> None:
   steps, means, spreads = mean_curve(lines)
   panel.fill_between(steps, means - spreads, means + spreads, color=colour, alpha=0.2, linewidth=0)
-  panel.plot(steps, means, color=colour, linewidth=1.4, label=label or None,
+  panel.plot(steps, means, color=colour, linewidth=1.4, label=label or None, linestyle=style,
              marker='o' if len(steps) < 12 else None, markersize=2.5)
 
 

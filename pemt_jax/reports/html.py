@@ -105,7 +105,9 @@ def page_sections(title: str, stages: list[files.Stage]) -> list[Section]:
     title: name of the workdir, which is the name of a stage in the workdir itself.
     stages: at least one.
   """
-  named = {stage.name or title: stage for stage in stages}
+  taken = {stage.name for stage in stages}
+  own_name = f'{title}/.' if title in taken else title
+  named = {stage.name or own_name: stage for stage in stages}
   runs = {name: stage for name, stage in named.items() if compare.is_run(stage)}
   colours = sections.run_colours(runs)
   alone = {name: stage for name, stage in named.items() if name not in runs}

@@ -75,7 +75,8 @@ def correlation(data: Correlation) -> str:
 
 
 def _colour_bar(figure: Any, image: Any, axes: Any) -> None:
-  bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=25, pad=0.01)
+  aspect = max(15.0, 7.0 * figure.get_figheight())
+  bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=aspect, pad=0.01)
   bar.ax.tick_params(labelsize=7, length=2)
   bar.outline.set_visible(False)
 

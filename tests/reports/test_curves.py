@@ -64,6 +64,13 @@ def test_every_number_of_panels_comes_out(count, tasks, seeds):
   assert {run for run in runs if run in words} == (set(runs) if count > 1 else set())
 
 
+def test_runs_of_one_colour_have_lines_of_their_own():
+  runs = _runs(3, 1, 1)
+  same = curves.draw_tasks(runs, dict.fromkeys(runs, '#112233'), 'x')
+  other = curves.draw_tasks(runs, dict(zip(runs, ('#112233', '#112234', '#112235'))), 'x')
+  assert 'stroke-dasharray' in same and 'stroke-dasharray' not in other
+
+
 def test_metrics_have_a_panel_each():
   text = curves.draw_metrics({'a': {'x': np.ones((1, 2))}, 'b': {'x': np.ones((3, 2))}}, '#112233')
   assert ElementTree.fromstring(text).get('role') == 'img' and '>a<' in text and '>b<' in text

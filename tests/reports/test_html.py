@@ -157,6 +157,14 @@ def test_several_runs_are_compared(workdir):
   assert '1 fields differ' not in text and '1 field differs, 1 is equal.' in text
 
 
+def test_a_run_beside_a_folder_of_its_own_name_is_not_lost(workdir):
+  folder = workdir / 'run0'
+  several(folder.parent, 1)
+  several(folder, 1)
+  text = html.write_report(folder).read_text()
+  assert '<h2>run0</h2>' in text and '<h2>run0/.</h2>' in text
+
+
 def test_runs_of_other_tasks_keep_their_own_curves(workdir):
   several(workdir, 2)
   path = workdir / 'run1' / 'metrics.jsonl'
