@@ -42,7 +42,7 @@ def test_the_same_command_again_trains_nothing(command, config_file, stage2, wor
   assert (code, stderr) == (0, '')
   assert stdout == printed(stage2.trained.results) + f"{NAME}: {workdir / 'experts' / NAME}\n"
   after = contents(workdir)
-  rewritten = ('experts/', 'environment.json', 'resources.json')
+  rewritten = ('experts/', 'environment.json', 'resources.json', 'times.json')
   for name, text in before.items():
     assert name.startswith(rewritten) or after[name] == text, name
   small.assert_same_leaves(small.leaves_of(workdir / 'experts' / NAME),
