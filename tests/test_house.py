@@ -321,8 +321,8 @@ def _requirements(path: pathlib.Path) -> list[str]:
 
 def test_every_imported_library_is_required():
   declared = {name for path in REPO.glob('requirements*.txt') for name in _requirements(path)}
-  known = declared | set(sys.stdlib_module_names) | {'pemt_jax', 'configs', 'launch', 'tests',
-                                                    'jaxlib'}
+  known = declared | set(sys.stdlib_module_names) | {'pemt_jax', 'benchmarks', 'configs', 'launch',
+                                                    'tests', 'jaxlib'}
   missing = []
   for path in tracked('.py'):
     name = _module_name(path.relative_to(REPO))

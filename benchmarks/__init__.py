@@ -1,0 +1,1 @@
+"""Speed and memory of the library, side by side with Hugging Face and PEFT on PyTorch."""

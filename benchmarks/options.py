@@ -1,0 +1,58 @@
+"""What a measured program computes; plain values that travel to a child process as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """One program of either side.
+
+  Attributes:
+    folder: Hugging Face T5 folder with the weights that both sides load.
+    batch: rows per step and replica.
+    source: tokens of each input.
+    target: tokens of each target, or new tokens when decoding.
+    rank: of the LoRA pairs on the feed-forward's `wo`; alpha equals it.
+    dropout: rate of the backbone.
+    replicas: sources in one program.
+    scan_layers: loop over layers by scan (False unrolls, None is the config's default); the
+      library's side only.
+    prompt: rows of a trained task prompt; 0 is none. The library's side only.
+    tuned: file for first values of the LoRA pairs: written by the library, read by the peer.
+    threads: of PyTorch; the library uses all cores.
+    learning_rate: of AdamW.
+  """
+
+  folder: str
+  batch: int = 16
+  source: int = 128
+  target: int = 8
+  rank: int = 64
+  dropout: float = 0.0
+  replicas: int = 1
+  scan_layers: bool | None = None
+  prompt: int = 0
+  tuned: str = ''
+  threads: int = 1
+  learning_rate: float = 5e-4
+
+
+def batch_of(options: Options, vocab: int, step: int) -> dict[str, np.ndarray]:
+  """Synthetic tokens without padding; the same for both sides.
+
+  Args:
+    options: sizes.
+    vocab: ids are drawn from [2, vocab).
+    step: number of the batch.
+
+  Returns:
+    `inputs` [batch, source] and `targets` [batch, target], int32.
+  """
+  rng = np.random.default_rng(step)
+  shape = lambda length: (options.batch, length)
+  return {name: rng.integers(2, vocab, size=shape(length), dtype=np.int32)
+          for name, length in (('inputs', options.source), ('targets', options.target))}

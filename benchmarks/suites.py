@@ -1,0 +1,155 @@
+"""The suites: which programs take turns, and what is compared."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import pathlib
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from benchmarks.children import (
+    Child, largest_difference, make_weights, ratio, summary, take_turns)
+from benchmarks.machine import cores
+from benchmarks.options import Options
+
+SOURCES = 6
+DROPOUTS = (0.0, 0.1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What every suite needs to know.
+
+  Attributes:
+    models: published sizes, or folders.
+    rounds: measured turns of each program.
+    weights: folder for random weights.
+    scan_layers: of the library's side; None is the config's default.
+    note: called with a line of progress.
+  """
+
+  models: tuple[str, ...]
+  rounds: int
+  weights: pathlib.Path
+  scan_layers: bool | None = None
+  note: Callable[[str], None] = print
+
+  def options(self, model: str, **changes: Any) -> Options:
+    """Options for a model, whose weights are made if absent."""
+    folder = model if pathlib.Path(model).is_dir() else make_weights(model, self.weights)
+    return Options(folder=str(pathlib.Path(folder).resolve()), threads=cores(),
+                   scan_layers=self.scan_layers, **changes)
+
+
+def _side(child: Child, found: dict[str, list[Any]], **more: Any) -> dict[str, Any]:
+  return {'seconds': summary(found['seconds']), 'samples': found['seconds'],
+          'cpu_seconds': found['cpu_seconds'], 'first': child.first,
+          'memory': child.ask('memory'), **more}
+
+
+def _compared(plan: Plan, options: Options, cold: dict[str, Any] | None,
+              cache: str) -> dict[str, Any]:
+  """One dropout rate of a model: both sides in turns, then the products alone."""
+  with Child('ours', options, cache) as ours, Child('peer', options) as peer:
+    found = take_turns({'ours': ours, 'peer': peer}, plan.rounds)
+    bound = ours.ask('products')
+    mine, other = found['ours']['seconds'], found['peer']['seconds']
+    values = [found[name]['values'] for name in ('ours', 'peer')]
+    return {
+        'options': dataclasses.asdict(options), 'speedup': ratio(other, mine),
+        'ours': _side(ours, found['ours'], first_cold=cold),
+        'peer': _side(peer, found['peer']),
+        'losses': values, 'largest_relative_difference_of_losses': largest_difference(*values),
+        'lower_bound': bound,
+        'ours_over_lower_bound': statistics.median(mine) / bound['seconds'],
+        'ours_over_lower_bound_in_cpu_seconds':
+            statistics.median(found['ours']['cpu_seconds']) / bound['cpu_seconds']}
+
+
+def train_step(plan: Plan) -> Iterator[dict[str, Any]]:
+  """The step of stage 1 against Hugging Face + PEFT, at dropout 0 and 0.1.
+
+  Both start from the same weights and LoRA pairs and see the same tokens; neither has a task
+  prompt. The first start of the library's side has an empty compilation cache.
+  """
+  for model, dropout in itertools.product(plan.models, DROPOUTS):
+    with tempfile.TemporaryDirectory() as folder:
+      options = plan.options(model, dropout=dropout, tuned=f'{folder}/tuned.npz')
+      with Child('ours', options, f'{folder}/cache') as child:
+        cold = child.first
+      found = _compared(plan, options, cold, f'{folder}/cache')
+    yield {'model': model, 'dropout': dropout, **found}
+    plan.note(f'{model} dropout {dropout}: library {found["ours"]["seconds"]["median"]:.3f} s, '
+              f'peer {found["peer"]["seconds"]["median"]:.3f} s, '
+              f'products alone {found["lower_bound"]["seconds"]:.3f} s, first step '
+              f'{cold["seconds"]:.1f} s cold, {found["ours"]["first"]["seconds"]:.1f} s cached')
+
+
+def _turns_of(plan: Plan, programs: dict[str, tuple[str, Options]],
+              counts: dict[str, int] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Takes turns between programs; returns each one's side and its values."""
+  with contextlib.ExitStack() as stack:
+    children = {name: stack.enter_context(Child(kind, options))
+                for name, (kind, options) in programs.items()}
+    found = take_turns(children, plan.rounds, counts)
+    return ({name: _side(child, found[name]) for name, child in children.items()},
+            {name: found[name]['values'] for name in children})
+
+
+def replicas(plan: Plan) -> Iterator[dict[str, Any]]:
+  """Six sources in one program against one after the other."""
+  for model, dropout in itertools.product(plan.models, DROPOUTS):
+    options = plan.options(model, dropout=dropout)
+    together = dataclasses.replace(options, replicas=SOURCES)
+    sides, _ = _turns_of(plan, {'together': ('ours', together), 'in_turn': ('ours', options)},
+                         {'in_turn': SOURCES})
+    speedup = ratio(sides['in_turn']['samples'], sides['together']['samples'])
+    yield {'model': model, 'dropout': dropout, 'sources': SOURCES, 'speedup': speedup,
+           'options': dataclasses.asdict(options), **sides}
+    plan.note(f'{model} dropout {dropout}: {SOURCES} sources together '
+              f'{sides["together"]["seconds"]["median"]:.3f} s, in turn '
+              f'{sides["in_turn"]["seconds"]["median"]:.3f} s')
+
+
+def decoding(plan: Plan) -> Iterator[dict[str, Any]]:
+  """Greedy decoding of 32 x 128 tokens to 32 tokens against `generate`."""
+  for model in plan.models:
+    options = plan.options(model, batch=32, target=32)
+    sides, tokens = _turns_of(plan, {'ours': ('our_decoding', options),
+                                     'peer': ('peer_decoding', options)})
+    pairs = [(a, b) for mine, other in zip(tokens['ours'][0], tokens['peer'][0], strict=True)
+             for a, b in zip(mine, other, strict=True)]
+    equal = sum(a == b for a, b in pairs) / len(pairs)
+    yield {
+        'model': model, 'options': dataclasses.asdict(options), 'equal_tokens': equal,
+        'distinct_tokens': len({a for a, _ in pairs}),
+        'speedup': ratio(sides['peer']['samples'], sides['ours']['samples']), **sides}
+    plan.note(f'{model}: library {sides["ours"]["seconds"]["median"]:.3f} s, generate '
+              f'{sides["peer"]["seconds"]["median"]:.3f} s, equal tokens {equal:.2%}')
+
+
+def scan(plan: Plan) -> Iterator[dict[str, Any]]:
+  """Layers by scan against unrolled layers: time of a step and to the first one, uncached."""
+  for model in plan.models:
+    options = dataclasses.replace(plan.options(model), scan_layers=True)
+    unrolled = dataclasses.replace(options, scan_layers=False)
+    sides, _ = _turns_of(plan, {'scan': ('ours', options), 'unrolled': ('ours', unrolled)})
+    yield {'model': model, 'options': dataclasses.asdict(options),
+           'speedup_of_unrolled': ratio(sides['scan']['samples'], sides['unrolled']['samples']),
+           **sides}
+    plan.note(f'{model}: ' + ', '.join(
+        f'{name} {side["seconds"]["median"]:.3f} s per step, first step '
+        f'{side["first"]["phases"]["first_step"]:.1f} s' for name, side in sides.items()))
+
+
+# suite -> (function, models, measured turns)
+SUITES = {
+    'train_step': (train_step, ('t5-small', 't5-base'), 7),
+    'replicas': (replicas, ('t5-small',), 5),
+    'decoding': (decoding, ('t5-small',), 9),
+    'scan': (scan, ('t5-small', 't5-base'), 7),
+}
