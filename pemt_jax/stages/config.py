@@ -21,6 +21,7 @@ STAGES = {
     'pemt/stage1': pemt.Stage1Options,
     'pemt/stage2': pemt.Stage2Options,
     'adapter': baselines.AdapterOptions,
+    'lora': baselines.LoRAOptions,
     'prompt': baselines.PromptOptions,
     'full': baselines.FullOptions,
     'span_corruption': baselines.FullOptions,
@@ -74,6 +75,7 @@ def base_config(stage: str) -> mlc.ConfigDict:
   model.tokenizer = ''            # the same; '' takes model.name
   model.weights = 'pretrained'    # 'pretrained' | 'random' (a folder's or name's config only)
   model.shape = mlc.ConfigDict()  # T5Config field -> value in place of the name's (random weights)
+  model.embedding = 'random'      # 'random' | 'cooccurrence' start of random weights' embedding
   model.dtype = 'float32'         # 'float32' | 'bfloat16' activations and products
   model.frozen_dtype = 'float32'  # 'float32' | 'bfloat16' storage of frozen parameters
   model.scan_layers = True        # loop over layers by scan; False unrolls

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
 import jax
 import ml_collections as mlc
 import numpy as np
 
-from pemt_jax.data import pipeline, text
+from pemt_jax.data import cooccurrence, pipeline, text
 from pemt_jax.data.line_corruption import make_line_corruption
 from pemt_jax.data.span_corruption import make_span_corruption
 from pemt_jax.data.tokenizer import Tokenizer, train_word_tokenizer
@@ -25,6 +26,7 @@ from pemt_jax.trees import Tree
 
 TOKENIZER = 'tokenizer'
 _EMBEDDING = 'shared/embedding'  # Its entries start near 1, those of the layers far below.
+_EMBEDDINGS = ('random', 'cooccurrence')
 _VOCABULARIES = ('tokenizer.json', 'spiece.model')
 
 
@@ -45,6 +47,9 @@ def build(config: mlc.ConfigDict, workdir: pathlib.Path,
   backbone = backbone or load_backbone(config, config.seeds[0], tokenizer)
   source = _source(config, places, backbone.tokenizer, fields.cache_dir or workdir / 'cache')
   training, held_out = source.split(fields.validation_chunks)
+  one_of('model.embedding', config.model.embedding, _EMBEDDINGS)
+  if config.model.embedding == 'cooccurrence':
+    backbone = _with_token_vectors(backbone, getattr(training, 'chunks', None), config.seeds[0])
   method = baselines.full(baselines.FullOptions(), backbone.config, 0)
   model = T5(backbone.config, method.plan, backbone.compute)
   loss_fn = make_loss(model, method)
@@ -65,6 +70,16 @@ def build(config: mlc.ConfigDict, workdir: pathlib.Path,
       evaluate=_evaluator(loss_fn, held_out, fields.eval_batch_size, limits),
       steps_per_epoch=lambda replica: steps)
   return experiment, backbone
+
+
+def _with_token_vectors(backbone, chunks, seed):
+  """The backbone with an embedding from counts of neighbours in the training chunks."""
+  if chunks is None:
+    raise UserError("model.embedding='cooccurrence' counts in chunks; set data.unit='chunk'.")
+  shapes = backbone.config
+  table = cooccurrence.token_vectors(chunks, shapes.vocab_size, shapes.embed, seed=seed)
+  return dataclasses.replace(
+      backbone, params={**backbone.params, 'shared': {'embedding': table}})
 
 
 def _source(config, places, tokenizer, cache_dir):

@@ -60,6 +60,7 @@ def test_text_of_files_becomes_a_backbone(workdir):
   (workdir / 'glue' / 'cola' / 'train.jsonl').write_text('{"sentence": "red", "label": 1}')
   config = config_of(text=(str(workdir / 'text'),), text_tasks=('cola',), root=str(workdir))
   config.model.tokenizer = str(workdir / 'words')
+  config.model.embedding = 'cooccurrence'
   result = run_stage(config, workdir / 'run')
   found = losses(workdir / 'run')
   assert len(found) == 4 and np.isfinite(found).all()
@@ -86,3 +87,12 @@ def test_no_text_is_an_error(workdir):
   assert str(error.value) == ('span corruption has no text; set config.data.text to text files or '
                               'folders.')
   assert not (workdir / 'run').exists()
+
+
+def test_counts_of_neighbours_need_chunks(workdir):
+  config = config_of(source='playground', sentences=150, unit='line')
+  config.model.embedding = 'cooccurrence'
+  with pytest.raises(UserError) as error:
+    run_stage(config, workdir / 'run')
+  assert str(error.value) == ("model.embedding='cooccurrence' counts in chunks; set "
+                              "data.unit='chunk'.")
