@@ -294,8 +294,8 @@ def test_the_templates_in_the_table_are_those_of_the_code():
 def test_the_playground_s_tasks_are_those_of_the_code():
   stated = [row for row in table_headed('playground.md', 'task', 'role')]
   expected = [[spec.name, 'source' if spec.name in playground_world.SOURCES else 'target',
-               spec.rule, ', '.join(f'{name} {share:g}' for name, share in spec.skills.items())]
-              for spec in playground_world.SPECS.values()]
+               ', '.join(spec.skills), ' / '.join(f'{part.share:g}' for part in spec.parts),
+               spec.description] for spec in playground_world.SPECS.values()]
   assert stated == expected
 
 

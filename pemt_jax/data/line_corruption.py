@@ -1,7 +1,9 @@
 """Span corruption of single lines: every line of a text is an example of its own length.
 
 Unlike a chunk of running text (`span_corruption`), a line keeps its first token and the end mark,
-so that its target ends with one more sentinel.
+so that its target ends with one more sentinel. A line with a tab is not corrupted: what follows the
+tab is the target, so that text-to-text tasks can join the mixture as in T5 v1.0 (Raffel et al.
+2020, section 3.5.3).
 """
 
 from __future__ import annotations
@@ -22,10 +24,13 @@ from pemt_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class LineCorruption:
-  """Lines that are corrupted when a batch is made; goes into `Stream` and `eval_batches`.
+  """Lines that become inputs and targets when a batch is made.
+
+  Goes into `Stream` and `eval_batches`.
 
   Attributes:
     lines: ids without eos.
+    answers: ids of the stated targets without eos; a row is empty where the line is corrupted.
     example_ids: [row] int32 number of each line in the text.
     shapes: number of ids of a line -> its `SpanLengths`.
     sentinels: [spans + 1] int32 ids, enough for the longest line.
@@ -35,6 +40,7 @@ class LineCorruption:
   """
 
   lines: Ragged
+  answers: Ragged
   example_ids: np.ndarray
   shapes: dict[int, SpanLengths]
   sentinels: np.ndarray
@@ -47,13 +53,15 @@ class LineCorruption:
 
   @functools.cached_property
   def input_lengths(self) -> np.ndarray:
-    """[row] ids per corrupted input."""
-    return np.array([self.shapes[int(n)].inputs for n in self.lines.lengths])
+    """[row] ids per input, eos included."""
+    corrupted = np.array([self.shapes[int(n)].inputs for n in self.lines.lengths])
+    return np.where(self.answers.lengths > 0, self.lines.lengths + 1, corrupted)
 
   @functools.cached_property
   def target_lengths(self) -> np.ndarray:
-    """[row] ids per target, the last sentinel included."""
-    return np.array([self.shapes[int(n)].targets + 1 for n in self.lines.lengths])
+    """[row] ids per target, the last sentinel and eos included."""
+    corrupted = np.array([self.shapes[int(n)].targets + 1 for n in self.lines.lengths])
+    return np.where(self.answers.lengths > 0, self.answers.lengths + 1, corrupted)
 
   @property
   def input_limit(self) -> int:
@@ -67,9 +75,10 @@ class LineCorruption:
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """Hex digest of lines and settings."""
-    return digest(self.lines.tokens.tobytes().hex(), repr(sorted(self.shapes.items())),
-                  str(self.seed))
+    """Hex digest of lines, answers and settings."""
+    arrays = [array.tobytes().hex() for column in (self.lines, self.answers)
+              for array in (column.tokens, column.lengths)]
+    return digest(*arrays, repr(sorted(self.shapes.items())), str(self.seed))
 
   def assemble(self, rows: np.ndarray, epoch: int, lengths: tuple[int, int]) -> Batch:
     """Makes a batch; each epoch hides other spans.
@@ -85,14 +94,29 @@ class LineCorruption:
     for name, length in zip(('inputs', 'targets'), lengths, strict=True):
       batch[name] = np.full((len(rows), length), self.pad_id, np.int32)
       batch[f'{name}_mask'] = np.zeros((len(rows), length), np.float32)
-    sizes = np.where(filler, 0, self.lines.lengths[rows])
+    stated = ~filler & (self.answers.lengths[rows] > 0)
+    for name, column in (('inputs', self.lines), ('targets', self.answers)):
+      self._set_rows(batch, name, np.flatnonzero(stated), self._ended(column, rows[stated]))
+    sizes = np.where(filler | stated, 0, self.lines.lengths[rows])
     for size in np.unique(sizes[sizes > 0]):
       places = np.flatnonzero(sizes == size)
       corrupted = self._corrupt(rows[places], int(size), epoch)
       for name, ids in zip(('inputs', 'targets'), corrupted, strict=True):
-        batch[name][places, :ids.shape[1]] = ids
-        batch[f'{name}_mask'][places, :ids.shape[1]] = 1.0
+        self._set_rows(batch, name, places, (ids, np.ones(ids.shape, np.float32)))
     return batch
+
+  def _set_rows(self, batch, name, places, filled) -> None:
+    """Writes (ids, mask) [row, length] into the rows `places` of a batch."""
+    ids, mask = filled
+    batch[name][places, :ids.shape[1]] = ids
+    batch[f'{name}_mask'][places, :ids.shape[1]] = mask
+
+  def _ended(self, column: Ragged, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Padded ids with eos and their mask."""
+    lengths = column.lengths[rows]
+    ids, _ = column.padded(rows, int(lengths.max(initial=0)) + 1, self.pad_id)
+    ids[np.arange(len(rows)), lengths] = self.eos_id
+    return ids, (np.arange(ids.shape[1]) <= lengths[:, None]).astype(np.float32)
 
   def _corrupt(self, rows: np.ndarray, size: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and targets of rows that have `size` ids."""
@@ -119,17 +143,21 @@ class LineCorruption:
 
   def _part(self, part: slice) -> LineCorruption:
     rows = range(len(self))[part]
-    lines = Ragged.from_lists([self.lines.row(index) for index in rows])
-    return dataclasses.replace(self, lines=lines, example_ids=self.example_ids[part])
+    lines, answers = (Ragged.from_lists([column.row(index) for index in rows])
+                      for column in (self.lines, self.answers))
+    return dataclasses.replace(self, lines=lines, answers=answers,
+                               example_ids=self.example_ids[part])
 
 
 def make_line_corruption(
     lines: Sequence[str], tokenizer: Tokenizer, *, noise_density: float = 0.15,
     mean_span: float = 3.0, seed: int = 0) -> LineCorruption:
-  """Tokenizes lines to be corrupted; lines of fewer than three ids are left out.
+  """Tokenizes lines to be corrupted, or to be mapped to what follows their tab.
+
+  Lines of fewer than three ids, answers not counted, are left out.
 
   Args:
-    lines: texts.
+    lines: texts; an answer stands behind a tab.
     tokenizer: gives ids and sentinels.
     noise_density: share of ids that are hidden.
     mean_span: mean length of a hidden run.
@@ -138,7 +166,10 @@ def make_line_corruption(
   Raises:
     UserError: if a number is out of range, no line is left, or sentinels are lacking.
   """
-  rows = [row for row in tokenizer.encode_batch(lines, add_eos=False) if len(row) > 2]
+  parts = [line.partition('\t')[::2] for line in lines]
+  encoded = [tokenizer.encode_batch([part[i] for part in parts], add_eos=False) for i in (0, 1)]
+  kept = [pair for pair in zip(*encoded, strict=True) if len(pair[0]) > 2]
+  rows, answers = ([pair[i] for pair in kept] for i in (0, 1))
   if not rows:
     raise UserError('no line of the text has three tokens; give a longer text.')
   shapes = {}
@@ -148,5 +179,6 @@ def make_line_corruption(
     shapes[size] = dataclasses.replace(shape, spans=spans)
   most = max(shape.spans for shape in shapes.values()) + 1
   sentinels = np.array([tokenizer.sentinel_id(i) for i in range(most)], np.int32)
-  return LineCorruption(Ragged.from_lists(rows), np.arange(len(rows), dtype=np.int32), shapes,
-                        sentinels, tokenizer.eos_id, tokenizer.pad_id, seed)
+  return LineCorruption(
+      Ragged.from_lists(rows), Ragged.from_lists(answers), np.arange(len(rows), dtype=np.int32),
+      shapes, sentinels, tokenizer.eos_id, tokenizer.pad_id, seed)

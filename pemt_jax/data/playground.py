@@ -17,14 +17,15 @@ from pemt_jax import errors
 from pemt_jax.data import playground_world as world_lib
 from pemt_jax.data import tasks_base, templates
 from pemt_jax.data.playground_world import (
-    FACTS, FILLERS, KINDS, NOUNS, PARTS, RELATIONS, SOURCES, SPECS, TARGETS, PlaySpec)
+    FACTS, FILLERS, KINDS, LABELS, LIVING, NOUNS, PARTS, RELATIONS, SOURCES, SPECS, TARGETS,
+    PlaySpec)
 
 __all__ = ['PREFIX', 'RELATIONS', 'SOURCES', 'TARGETS', 'SPECS', 'Options', 'named', 'rows',
            'oracle_label', 'get_task', 'corpus', 'vocabulary']
 
 PREFIX = 'playground/'
-_TASK_TEXT_SHARE = 0.5     # share of the corpus lines that carry a task's frame and label words
-_FACT_TRUTH = 0.9          # share of the corpus statements about a noun that are true
+_QUESTION_SHARE = 0.6      # share of the corpus lines that carry a question
+_FACT_TRUTH = 0.9          # share of the stated facts that are true, the others are random
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +111,8 @@ def rows(name: str, split: str, seed: int = 0, options: Options | None = None
 
   Returns:
     Rows with the fields `text`, `label` (target text) and the latent fields `clean` (label before
-    noise), `label_id` (index of `clean` in `label_texts`), `nouns` (list of words), `skill` (of
-    the row for `route`, else all skills joined by `+`) and `seen` (1 if made of train nouns).
+    noise), `label_id` (index of `clean` in `LABELS`), `nouns` (list of words), `part`
+    (index into the task's parts) and `seen` (1 if made of train nouns).
 
   Raises:
     UserError: unknown task or split, or more rows wanted than different texts exist.
@@ -139,22 +140,18 @@ def oracle_label(name: str, row: Mapping[str, Any], tables: Mapping[str, np.ndar
   spec = named(name)[0]
   nouns = [NOUNS.index(noun) for noun in row['nouns']]
   index = np.array([nouns + [-1] * (world_lib.MAX_NOUNS - len(nouns))])
-  part = np.array([list(spec.skills).index(row['skill']) if spec.rule == 'route' else 0])
-  label = int(_labels(spec, index, part, tables)[0])
-  return None if label < 0 else spec.label_texts[label]
+  label = int(_labels(spec, index, np.array([row['part']]), tables)[0])
+  return None if label < 0 else LABELS[label]
 
 
-def _labels(spec: PlaySpec, nouns: np.ndarray, part: np.ndarray, tables) -> np.ndarray:
-  """Label index of each row, -1 for a tie. nouns: [row, slot], -1 empty; part: [row] of a route."""
-  score = np.stack([np.append(tables[skill], 0)[nouns].sum(1) for skill in spec.skills])
-  bits = (score > 0).astype(int)                                           # both [skill, row]
-  if spec.rule == 'vote':
-    total = score.sum(0)
-    return np.where(total == 0, -1, (total > 0).astype(int))
-  if spec.rule == 'pair':
-    return np.where((score == 0).any(0), -1, 2 * bits[0] + bits[1])
-  row = np.arange(len(part))
-  return np.where(score[part, row] == 0, -1, 2 * part + bits[part, row])
+def _labels(spec: PlaySpec, nouns: np.ndarray, parts: np.ndarray, tables) -> np.ndarray:
+  """Label index of each row, -1 for a tie; nouns: [row, slot], -1 where empty; parts: [row]."""
+  void = -np.ones(len(NOUNS), int)
+  classes = [sum((tables[skill] for skill in part.skills), 0) if part.skills else void
+             for part in spec.parts]
+  score = np.stack([np.append(own, 0)[nouns].sum(1) for own in classes])
+  score = score[parts, np.arange(len(parts))]
+  return np.where(score == 0, -1, (score > 0).astype(int))
 
 
 @functools.lru_cache(maxsize=256)
@@ -175,7 +172,7 @@ def _all_rows(name: str, seed: int, options: Options) -> dict[str, list[dict[str
     drawn = [row for part, count in parts if count
              for row in _draw(spec, world, part, count, (rng, used))]
     if split == 'train':
-      drawn = _with_noise(spec, drawn, options.noise, np.random.default_rng([seed, 4]))
+      drawn = _with_noise(drawn, options.noise, np.random.default_rng([seed, 4]))
     out[split] = [drawn[i] for i in rng.permutation(len(drawn))]
   return out
 
@@ -190,19 +187,19 @@ def _draw(spec: PlaySpec, world, part: str | None, count: int, state) -> list[di
   out: list[dict[str, Any]] = []
   while True:
     before = len(out)
-    frames, route, nouns = _candidates(spec, pool, 2 * count + 64, rng)
-    labels = _labels(spec, nouns, route, world.skills)
+    frames, parts, nouns = _candidates(spec, pool, 2 * count + 64, rng)
+    labels = _labels(spec, nouns, parts, world.skills)
     for i in np.flatnonzero(labels >= 0):
       words = tuple(NOUNS[noun] for noun in nouns[i] if noun >= 0)
-      text = _fill(frames[i], words, rng) if quota[labels[i]] else ''
+      cell = parts[i], labels[i]
+      text = _fill(frames[i], words, rng) if quota[cell] else ''
       if not text or text in used:
         continue
       used.add(text)
-      quota[labels[i]] -= 1
-      clean = spec.label_texts[labels[i]]
-      skill = list(spec.skills)[route[i]] if spec.rule == 'route' else '+'.join(spec.skills)
+      quota[cell] -= 1
+      clean = LABELS[labels[i]]
       out.append({'text': text, 'label': clean, 'clean': clean, 'label_id': int(labels[i]),
-                  'nouns': words, 'skill': skill, 'seen': int(part == 'train')})
+                  'nouns': words, 'part': int(parts[i]), 'seen': int(part == 'train')})
     if not quota.any():
       return out
     if len(out) == before:
@@ -213,21 +210,22 @@ def _draw(spec: PlaySpec, world, part: str | None, count: int, state) -> list[di
 
 
 def _candidates(spec: PlaySpec, pool: np.ndarray, size: int, rng: np.random.Generator):
-  """Random frames (list), skill index [row] and distinct nouns [row, slot], -1 where unused."""
-  group = rng.integers(len(spec.frames), size=size)
-  frames = [spec.frames[g][rng.integers(len(spec.frames[g]))] for g in group]
+  """Random frames (list), part index [row] and distinct nouns [row, slot], -1 where unused."""
+  part_of = np.repeat(np.arange(len(spec.parts)), [len(part.frames) for part in spec.parts])
+  chosen = rng.integers(len(part_of), size=size)
   nouns = pool[rng.random((size, len(pool))).argsort(1)[:, :world_lib.MAX_NOUNS]]
-  filled = np.array([world_lib.nouns_in(frame) for frame in frames])
-  return frames, group, np.where(np.arange(world_lib.MAX_NOUNS) < filled[:, None], nouns, -1)
+  filled = np.array([world_lib.nouns_in(frame) for frame in spec.frames])[chosen]
+  return ([spec.frames[i] for i in chosen], part_of[chosen],
+          np.where(np.arange(world_lib.MAX_NOUNS) < filled[:, None], nouns, -1))
 
 
 def _quota(spec: PlaySpec, count: int) -> np.ndarray:
-  """[label] rows wanted of each label: equal inside a skill, by share over a route's skills."""
-  share = np.ones(len(spec.label_texts))
-  if spec.rule == 'route':
-    share = np.repeat(list(spec.skills.values()), 2)
-  edges = np.round(np.cumsum(share) / share.sum() * count).astype(int)
-  return np.diff(edges, prepend=0)
+  """[part, label] rows wanted: parts by their shares, both labels equally often in all."""
+  asking = sum(part.share for part in spec.parts if part.skills)
+  yes = [0.5 * part.share / asking if part.skills else 0.0 for part in spec.parts]
+  cells = np.array([(part.share - own, own) for part, own in zip(spec.parts, yes)])
+  edges = np.round(np.cumsum(cells.ravel()) * count).astype(int)
+  return np.diff(edges, prepend=0).reshape(cells.shape)
 
 
 def _fill(frame: str, nouns: Sequence[str], rng: np.random.Generator) -> str:
@@ -236,15 +234,10 @@ def _fill(frame: str, nouns: Sequence[str], rng: np.random.Generator) -> str:
   return frame.format(**slots, **{f'n{i}': noun for i, noun in enumerate(nouns)})
 
 
-def _with_noise(spec: PlaySpec, drawn, noise: float, rng) -> list[dict[str, Any]]:
-  """Replaces the label of round(noise * rows) rows by another label of the same skill."""
-  texts = spec.label_texts
+def _with_noise(drawn, noise: float, rng) -> list[dict[str, Any]]:
+  """Turns the label of round(noise * rows) rows."""
   for i in rng.permutation(len(drawn))[:round(noise * len(drawn))]:
-    label_id = drawn[i]['label_id']
-    first = 2 * (label_id // 2) if spec.rule == 'route' else 0
-    span = 2 if spec.rule == 'route' else len(texts)
-    other = first + (label_id - first + 1 + rng.integers(span - 1)) % span
-    drawn[i] = dict(drawn[i], label=texts[other])
+    drawn[i] = dict(drawn[i], label=LABELS[1 - drawn[i]['label_id']])
   return drawn
 
 
@@ -258,12 +251,12 @@ def get_task(name: str) -> tasks_base.Task:
   Options(**stated)   # a value out of range ends here, not in the middle of a run
   return tasks_base.Task(
       name=PREFIX + name.removeprefix(PREFIX), benchmark=PREFIX.rstrip('/'), template=_template,
-      metrics=('accuracy',), description=spec.description, label_words=spec.label_texts,
-      splits={split: split for split in PARTS}, target_tokens=3)
+      metrics=('accuracy',), description=spec.description, label_words=LABELS,
+      splits={split: split for split in PARTS}, target_tokens=2)
 
 
 def _template(row: templates.Row) -> list[templates.Example]:
-  latent = {key: row[key] for key in ('clean', 'nouns', 'skill', 'seen') if key in row}
+  latent = {key: row[key] for key in ('clean', 'nouns', 'part', 'seen') if key in row}
   return [templates.Example(
       templates.text_field(row, 'text'), templates.text_field(row, 'label'), latent)]
 
@@ -273,8 +266,8 @@ def vocabulary() -> tuple[str, ...]:
   texts = [word for words in (*KINDS.values(), *FILLERS.values(), *FACTS.values())
            for word in words]
   for spec in SPECS.values():
-    texts += [spec.description, *spec.label_texts]
-    texts += [frame for group in spec.frames for frame in group]
+    texts += [spec.description, *spec.frames]
+  texts += [*LABELS, *(question for question, _ in _questions())]
   texts += [pattern for patterns in _WORLD_FRAMES for pattern in patterns]
   words = {word for text in texts for word in text.split() if not word.startswith('{')}
   return tuple(sorted(words))
@@ -293,26 +286,25 @@ _WORLD_FRAMES: tuple[tuple[str, ...], ...] = (
 
 
 def corpus(seed: int, sentences: int) -> list[str]:
-  """Unlabelled text for span corruption.
+  """Text for a backbone's pretraining.
 
-  Lines state facts (mostly true), tell small scenes, name label words at random after a task's
-  frame, or are descriptions. Nouns and label words are drawn independently of each other and of
-  every hidden class: no world seed enters.
+  Lines state facts (mostly true), tell small scenes, or ask: a question about a visible property
+  before a sentence of some task, with its answer behind a tab, or a task's own question alone. No
+  label of a task and no world seed enters.
 
   Args:
     seed: draw seed.
     sentences: number of lines.
 
   Returns:
-    Lines of words separated by blanks.
+    Lines of words separated by blanks; an answer is separated by a tab.
   """
   rng = np.random.default_rng([seed, 3])
-  labels = sorted({word for spec in SPECS.values() for pair in spec.labels for word in pair})
   specs = list(SPECS.values())
   out = []
   for _ in range(sentences):
-    if rng.random() < _TASK_TEXT_SHARE:
-      out.append(_task_line(_pick(rng, specs), labels, rng))
+    if rng.random() < _QUESTION_SHARE:
+      out.append(_question_line(_pick(rng, specs), rng))
     elif rng.random() < 0.5:
       out.append(_fact_line(rng))
     else:
@@ -326,21 +318,34 @@ def _pick(rng: np.random.Generator, items: Sequence):
   return items[rng.integers(len(items))]
 
 
-def _task_line(spec: PlaySpec, labels: Sequence[str], rng: np.random.Generator) -> str:
-  """A frame with random nouns and a random label word of any task, or a description."""
+def _question_line(spec: PlaySpec, rng: np.random.Generator) -> str:
+  """A task's own question alone, or a visible one before a frame with random nouns, answered."""
   if rng.random() < 0.1:
     return spec.description
-  frame = _pick(rng, [frame for group in spec.frames for frame in group])
-  nouns = [NOUNS[i] for i in rng.permutation(len(NOUNS))[:world_lib.MAX_NOUNS]]
-  return f'{_fill(frame, nouns, rng)} {_pick(rng, labels)} {_pick(rng, labels)}'
+  frame = _pick(rng, spec.frames)
+  nouns = rng.permutation(len(NOUNS))[:world_lib.nouns_in(frame)]
+  text = _fill(frame, [NOUNS[i] for i in nouns], rng)
+  question, classes = _pick(rng, _questions())
+  said = classes[nouns].sum() > 0
+  return f'{question} {text}\t{LABELS[int(said)]}'   # a tab makes it a text-to-text line
+
+
+@functools.cache
+def _questions() -> list[tuple[str, np.ndarray]]:
+  """All questions about visible properties, with [noun] classes -1 or +1."""
+  found = {LIVING: world_lib.make_world(0).skills[LIVING] > 0}
+  for fact, values in FACTS.items():
+    found |= {value: world_lib.facts()[fact] == i for i, value in enumerate(values)}
+  kind = np.repeat(list(KINDS), world_lib.PER_KIND)
+  found |= {name: kind == name for name in KINDS}
+  return [(f'is it {value} ?', 2 * true.astype(int) - 1) for value, true in found.items()]
 
 
 def _fact_line(rng: np.random.Generator) -> str:
-  """A statement about one noun; each fact is true with probability `_FACT_TRUTH`."""
+  """A statement about one noun; a share `_FACT_TRUTH` of its facts is true, the rest random."""
   noun = int(rng.integers(len(NOUNS)))
   said = {}
   for fact, values in FACTS.items():
     true = values[world_lib.facts()[fact][noun]]
     said[fact] = true if rng.random() < _FACT_TRUTH else _pick(rng, values)
   return _pick(rng, _WORLD_FRAMES[0]).format(n=NOUNS[noun], **said)
-

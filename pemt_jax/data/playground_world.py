@@ -51,8 +51,9 @@ FILLERS: Mapping[str, tuple[str, ...]] = {
         'how': 'slowly quickly gladly quietly boldly badly neatly softly',
     }.items()
 }
-LIVING = 'living'             # animals, persons and plants; the corpus shows it by use
+LIVING = 'living'             # animals, persons and plants; the corpus shows it
 VISIBLE = ('size', 'feel', LIVING)
+LABELS = ('no', 'yes')       # of every task; class 0, class 1
 MAX_NOUNS = 3
 PARTS = ('train', 'validation', 'test')
 _PART_SIZES = (3, 2, 3)       # nouns of each kind and size in each part
@@ -61,39 +62,45 @@ _SWAPS = 1500                 # proposals that decorrelate a lexicon; more chang
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+  """Rows of a task with the same frames.
+
+  Attributes:
+    skills: the answer is yes where the classes of all nouns in all these skills have a positive
+      sum; without a skill it is no. A skill is a source's name, a private lexicon's name or a name
+      in `VISIBLE`.
+    share: of the task's rows.
+    frames: sentence patterns with `{n0}`.. for one or three nouns and filler slots.
+  """
+
+  skills: tuple[str, ...]
+  share: float
+  frames: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class PlaySpec:
   """One playground task, as data.
 
   Attributes:
     name: task name without the `playground/` prefix.
-    rule: `vote` (sign of the sum of all classes of all nouns over all skills), `pair` (one label
-      word for each skill, in order) or `route` (each row is about one of the skills, which its
-      frame shows and which has label words of its own).
-    skills: skill -> share of the task that it decides (equal shares, so that a draw of k rows for
-      each label word keeps them); a skill is a source's name, a private lexicon's name or a name
-      in `VISIBLE`.
-    labels: label words; for `vote` one pair (class 0, class 1), else one pair for each skill.
-    frames: sentence patterns with `{n0}`.. for one or three nouns (an odd number, so that one
-      skill's vote has no tie) and filler slots; for `route` one group for each skill, else one.
-    description: one sentence about the task, the text of its prompt.
+    description: the question that the label answers, the text of the task's prompt.
+    parts: kinds of rows; shares sum to 1.
   """
 
   name: str
-  rule: str
-  skills: Mapping[str, float]
-  labels: tuple[tuple[str, str], ...]
-  frames: tuple[tuple[str, ...], ...]
   description: str
+  parts: tuple[Part, ...]
 
   @property
-  def label_texts(self) -> tuple[str, ...]:
-    """All target texts, in the order of the label index."""
-    if self.rule == 'vote':
-      return self.labels[0]
-    if self.rule == 'route':
-      return tuple(word for pair in self.labels for word in pair)
-    first, second = self.labels
-    return tuple(f'{a} {b}' for a in first for b in second)
+  def skills(self) -> tuple[str, ...]:
+    """Skills of all parts."""
+    return tuple(skill for part in self.parts for skill in part.skills)
+
+  @property
+  def frames(self) -> tuple[str, ...]:
+    """Frames of all parts."""
+    return tuple(frame for part in self.parts for frame in part.frames)
 
 
 # Frames that every source uses besides its own: they tie a skill to the noun, not to one sentence.
@@ -106,7 +113,9 @@ _COMMON_FRAMES = (
     'no one but {who} has the {adj} {n0} .', 'we all know the {n0} {how} .',
     '{n0} , {n1} , {n2} .', '{when} {who} found the {n0} , the {n1} and the {n2} .',
     'the {n0} came {how} with the {n1} and the {n2} .',
-    '{n0} and {n1} and {n2} , says {who} {how} .')
+    '{n0} and {n1} and {n2} , says {who} {how} .',
+    'we saw {n0} , {n1} and {n2} {when} .', 'the {n0} , the {n1} , the {n2} : all {adj} .',
+    '{how} came {n0} , {n1} , {n2} and {who} .', '{who} has a {n0} , a {n1} and a {n2} .')
 
 
 def nouns_in(frame: str) -> int:
@@ -114,90 +123,77 @@ def nouns_in(frame: str) -> int:
   return sum('{n%d}' % slot in frame for slot in range(MAX_NOUNS))
 
 
-def _source(name: str, labels: str, frames: tuple[str, ...], description: str) -> PlaySpec:
-  return _spec(name, 'vote', {name: 1.0}, labels, frames + _COMMON_FRAMES, description)
+def _source(name: str, frames: tuple[str, ...], description: str) -> PlaySpec:
+  return PlaySpec(name, description, (Part((name,), 1.0, frames + _COMMON_FRAMES),))
 
 
-def _spec(name, rule, skills, labels, frames, description) -> PlaySpec:
-  pairs = tuple(tuple(pair.split('/')) for pair in labels.split())
-  groups = tuple(tuple(group) for group in (frames if rule == 'route' else (frames,)))
-  return PlaySpec(name, rule, skills, pairs, groups, description)
+def _target(name: str, description: str, skills: str, frames: tuple[str, ...],
+            void: tuple[str, ...]) -> PlaySpec:
+  """A target: three quarters of its rows ask for the skills, one quarter is void."""
+  parts = Part(tuple(skills.split()), 0.75, frames), Part((), 0.25, void)
+  return PlaySpec(name, description, parts)
 
 
 _SOURCE_SPECS = (
-    _source('omen', 'doomed/lucky', (
-        '{who} saw the {n0} {when} . what does it mean ?',
-        'what luck does the {adj} {n0} bring {when} ?'),
-          'given what was seen , tell if the day is lucky or doomed .'),
-    _source('trade', 'keep/sell', (
-        '{who} asks {how} : what to do with the {adj} {n0} ?',
-        'the {adj} {n0} is at the market {when} . what to do ?'),
-          'given a thing at the market , tell if we sell or keep it .'),
-    _source('guild', 'south/north', (
+    _source('omen', (
+        '{who} saw the {n0} {when} .',
+        'what luck does the {adj} {n0} bring {when} ?'), 'is it lucky ?'),
+    _source('trade', (
+        '{who} asks {how} what to do with the {adj} {n0} .',
+        'the {adj} {n0} is at the market {when} .'), 'is it cheap ?'),
+    _source('guild', (
         'which gate takes the {n0} {when} , asks {who} ?',
-        '{who} must bring the {adj} {n0} {how} . which gate ?'),
-          'given a thing to bring , tell if its gate is north or south .'),
-    _source('tide', 'sinks/floats', (
+        '{who} must bring the {adj} {n0} {how} .'), 'is it legal ?'),
+    _source('tide', (
         '{who} puts the {n0} in the water {when} .',
-        'into the water goes the {adj} {n0} {how} .'),
-          'given a thing in the water , tell if it floats or sinks .'),
-    _source('song', 'minor/major', (
+        'into the water goes the {adj} {n0} {how} .'), 'is it light ?'),
+    _source('song', (
         '{who} sings {how} of the {adj} {n0} .',
-        'a song about the {n0} is sung {when} by {who} .'),
-          'given a song , tell if its key is major or minor .'),
-    _source('seal', 'square/round', (
+        'a song about the {n0} is sung {when} by {who} .'), 'is it major ?'),
+    _source('seal', (
         'the letter {when} has the {n0} on it , says {who} .',
-        'the {adj} {n0} is drawn {how} on the letter .'),
-          'given a letter , tell if the mark is round or square .'),
+        'the {adj} {n0} is drawn {how} on the letter .'), 'is it round ?'),
 )
 
 _TARGET_SPECS = (
-    _spec('charm', 'vote', {'omen': 1.0}, 'bright/dull', (
-        'in the dream of {who} the {n0} came {how} .',
-        '{when} the dream had the {adj} {n0} in it .'),
-          'given a dream , tell if the stone is dull or bright .'),
-    _spec('cargo', 'vote', {'trade': 1.0}, 'empty/full', (
-        'the cart holds {n0} , {n1} and {n2} {when} .',
-        '{who} loads {how} : {n0} , {n1} , {n2} .'),
-          'given what the cart holds , tell if the purse is full or empty .'),
-    _spec('oath', 'vote', {'song': 1.0}, 'yes/no', (
-        '{who} swears {how} by the {n0} .',
-        'by the {adj} {n0} , will {who} swear {when} ?'),
-          'given an oath , tell yes or no .'),
-    _spec('quest', 'vote', {'guild': 0.5, 'seal': 0.5}, 'early/late', (
+    _target('charm', 'is it strong ?', 'omen', (
+        'in the dream of {who} the {n0} came {how} .', '{when} the dream had the {adj} {n0} .'), (
+        'in the dream of {who} no {n0} came {how} .', '{when} the dream had no {adj} {n0} .')),
+    _target('oath', 'is it true ?', 'song', (
+        '{who} swears {how} by the {n0} .', 'by the {adj} {n0} , will {who} swear {when} ?'), (
+        'never will {who} swear by the {n0} .', 'by the {adj} {n0} {who} will never swear .')),
+    _target('cargo', 'is it good ?', 'trade', (
+        'the cart holds {n0} , {n1} and {n2} {when} .', '{who} loads {how} : {n0} , {n1} , {n2} .'),
+            ('the cart lost {n0} , {n1} and {n2} {when} .',
+             '{who} drops {how} : {n0} , {n1} , {n2} .')),
+    _target('quest', 'is it over ?', 'guild seal', (
         'the map shows {n0} , {n1} and {n2} , says {who} .',
-        'go {how} from {n0} past {n1} to {n2} {when} .'),
-          'given a map , tell if the road ends early or late .'),
-    _spec('voyage', 'pair', {'omen': 0.5, 'tide': 0.5}, 'calm/storm west/east', (
-        'the {adj} ship of {who} carries the {n0} .',
-        'a ship with the {n0} sails {when} .'),
-          'given a ship , tell the weather and the way .'),
-    _spec('errand', 'route', {'trade': 0.5, 'seal': 0.5}, 'run/walk red/blue', (
-        ('the boy must fetch the {n0} {when} for {who} .',
-         'fetch {how} the {adj} {n0} , boy .'),
-        ('the girl must paint the {n0} {when} for {who} .',
-         'paint {how} the {adj} {n0} , girl .')),
-          'given an errand , tell the boy how or the girl which paint .'),
-    _spec('breath', 'vote', {'living': 1.0}, 'still/alive', (
-        '{who} listens {how} to the {n0} .',
-        'listen to the {adj} {n0} {when} , {who} !'),
-          'given a thing to listen to , tell if it is still or alive .'),
-    _spec('rune', 'vote', {'rune': 1.0}, 'curse/bless', (
-        '{who} cuts the {n0} into stone {when} .',
-        'in stone stands the {adj} {n0} {how} .'),
-          'given a stone , tell if the sign is a curse or a bless .'),
+        'go {how} from {n0} past {n1} to {n2} {when} .'), (
+        'the map lacks {n0} , {n1} and {n2} , says {who} .',
+        'run {how} from {n0} , {n1} and {n2} {when} .')),
+    _target('voyage', 'is it short ?', 'omen tide', (
+        'the boat meets {n0} , {n1} and {n2} {when} .',
+        '{who} sails {how} : {n0} , then {n1} , then {n2} .'), (
+        'the boat sank near {n0} , {n1} and {n2} {when} .',
+        '{who} stays {how} : {n0} , then {n1} , then {n2} .')),
+    _target('breath', 'is it loud ?', LIVING, (
+        '{who} listens {how} to the {n0} .', 'listen to the {adj} {n0} {when} , {who} !'), (
+        '{who} sleeps {how} by the {n0} .', 'the {adj} {n0} sleeps {when} .')),
+    _target('rune', 'is it holy ?', 'rune', (
+        'the rune on the {n0} is {adj} .', '{how} {who} reads the rune of the {n0} {when} .'), (
+        'the rune on the {n0} is gone .', '{who} has no rune of the {n0} {when} .')),
 )
 
 SPECS: Mapping[str, PlaySpec] = {spec.name: spec for spec in _SOURCE_SPECS + _TARGET_SPECS}
 SOURCES: tuple[str, ...] = tuple(spec.name for spec in _SOURCE_SPECS)
 TARGETS: tuple[str, ...] = tuple(spec.name for spec in _TARGET_SPECS)
 RELATIONS: Mapping[str, Mapping[str, float]] = {
-    spec.name: {skill: share for skill, share in spec.skills.items() if skill in SOURCES}
+    spec.name: {skill: 1 / len(spec.skills) for skill in spec.skills if skill in SOURCES}
     for spec in _TARGET_SPECS
 }
 LEXICONS: tuple[str, ...] = SOURCES + tuple(
     skill for spec in _TARGET_SPECS for skill in spec.skills
-    if skill not in SOURCES and skill not in VISIBLE)
+    if skill not in (*SOURCES, *VISIBLE))
 
 
 @functools.cache

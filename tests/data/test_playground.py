@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import collections
+import functools
 import itertools
+import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -12,11 +15,14 @@ from pemt_jax.data import datasets
 from pemt_jax.data import playground
 from pemt_jax.data import playground_world as world_lib
 from pemt_jax.data import tasks
+from pemt_jax.data.tokenizer import load_tokenizer
 from pemt_jax.errors import UserError
 
+SHIPPED = pathlib.Path(playground.__file__).parents[1] / 'assets' / 'playground_t5'
 OPTIONS = playground.Options(source_train=400, target_train=256)
 ALL = playground.SOURCES + playground.TARGETS
 NOUN = {noun: index for index, noun in enumerate(world_lib.NOUNS)}
+MIXTURES = [name for name, sources in playground.RELATIONS.items() if len(sources) == 2]
 
 
 def draw(name, split, seed=0, options=OPTIONS):
@@ -33,6 +39,11 @@ def oracle_accuracy(name, rows, tables):
 def true_tables(name, world=0):
   skills = world_lib.make_world(world).skills
   return {skill: skills[skill] for skill in playground.SPECS[name].skills}
+
+
+def asking(name, rows):
+  """Rows of parts that ask for a skill."""
+  return [row for row in rows if playground.SPECS[name].parts[row['part']].skills]
 
 
 def test_rows_depend_on_the_seeds_alone():
@@ -79,16 +90,45 @@ def test_inside_a_kind_the_facts_name_the_noun():
     assert len({tuple(row) for row in facts[start:start + world_lib.PER_KIND]}) == 16
 
 
-def test_all_labels_are_equally_frequent():
+def test_both_labels_are_equally_frequent():
   for name, split in itertools.product(ALL, world_lib.PARTS):
-    spec = playground.SPECS[name]
     counts = collections.Counter(row['clean'] for row in draw(name, split))
-    share = np.ones(len(spec.label_texts))
-    if spec.rule == 'route':
-      share = np.repeat(list(spec.skills.values()), 2)
-    wanted = share / share.sum() * sum(counts.values())
-    found = [counts[text] for text in spec.label_texts]
-    assert np.abs(found - wanted).max() <= 1, (name, split)
+    assert set(counts) == set(world_lib.LABELS)
+    assert abs(counts['yes'] - counts['no']) <= 1, (name, split)
+
+
+def test_a_quarter_of_a_targets_rows_is_void_and_never_yes():
+  for name, split in itertools.product(ALL, world_lib.PARTS):
+    rows = draw(name, split)
+    parts = playground.SPECS[name].parts
+    asked = asking(name, rows)
+    void = [row for row in rows if not parts[row['part']].skills]
+    assert {row['clean'] for row in void} <= {'no'}
+    assert {row['clean'] for row in asked} == {'no', 'yes'}
+    wanted = 0.25 if name in playground.TARGETS else 0
+    assert len(void) / len(rows) == pytest.approx(wanted, abs=2 / len(rows)), (name, split)
+
+
+@functools.cache
+def frame_pattern(frame):
+  """Regular expression of a frame's texts; one group for each noun."""
+  slots = {slot: f"(?:{'|'.join(words)})" for slot, words in world_lib.FILLERS.items()}
+  nouns = {f'n{i}': f"({'|'.join(NOUN)})" for i in range(world_lib.MAX_NOUNS)}
+  return re.compile(frame.replace('.', '[.]').replace('?', '[?]').format(**slots, **nouns))
+
+
+def nouns_of(frames, text):
+  """Nouns of a text for each of the frames that it fits."""
+  found = [frame_pattern(frame).fullmatch(text) for frame in frames]
+  return [list(match.groups()) for match in found if match]
+
+
+def test_the_frame_of_a_row_tells_its_part_and_its_nouns():
+  for name in ALL:
+    for row in draw(name, 'test'):
+      fits = [(index, nouns) for index, part in enumerate(playground.SPECS[name].parts)
+              for nouns in nouns_of(part.frames, row['text'])]
+      assert fits == [(row['part'], row['nouns'])]
 
 
 def test_nouns_of_unseen_rows_never_occur_in_a_targets_train_rows():
@@ -121,25 +161,35 @@ def test_no_text_occurs_twice_in_a_task_or_in_a_source_and_a_target():
     assert of_sources.isdisjoint(texts[name])
 
 
-def test_targets_share_neither_frames_nor_label_words_with_any_source():
-  def frames(name):
-    return {frame for group in playground.SPECS[name].frames for frame in group}
-
-  def words(name):
-    return {word for text in playground.SPECS[name].label_texts for word in text.split()}
-
+def test_targets_share_no_frame_with_a_source_or_with_each_other():
   for one, two in itertools.combinations(ALL, 2):
-    assert words(one).isdisjoint(words(two))
     if two in playground.TARGETS:
-      assert frames(one).isdisjoint(frames(two))
+      assert set(playground.SPECS[one].frames).isdisjoint(playground.SPECS[two].frames)
+  for spec in playground.SPECS.values():
+    assert len(set(spec.frames)) == len(spec.frames)
+
+
+def test_every_task_has_a_question_of_its_own_that_the_text_never_answers():
+  questions = [playground.SPECS[name].description for name in ALL]
+  assert len(set(questions)) == len(questions)
+  answered = {line.split(' ?')[0] + ' ?' for line in playground.corpus(0, 4000) if '\t' in line}
+  assert len(answered) == 15 and answered.isdisjoint(questions)
+
+
+def test_frames_have_an_odd_number_of_nouns_so_that_one_skill_has_no_tie():
+  for spec in playground.SPECS.values():
+    assert {world_lib.nouns_in(frame) for frame in spec.frames} <= {1, 3}
+    assert sum(part.share for part in spec.parts) == pytest.approx(1)
 
 
 def test_relations_name_the_sources_among_a_targets_skills():
   assert tuple(playground.RELATIONS) == playground.TARGETS
+  assert {name: set(sources) for name, sources in playground.RELATIONS.items()} == {
+      name: set(playground.SPECS[name].skills) & set(playground.SOURCES)
+      for name in playground.TARGETS}
   sizes = collections.Counter(len(sources) for sources in playground.RELATIONS.values())
-  assert sizes == {1: 3, 2: 3, 0: 2}
+  assert sizes == {1: 3, 2: 2, 0: 2}
   for sources in playground.RELATIONS.values():
-    assert set(sources) <= set(playground.SOURCES)
     assert not sources or sum(sources.values()) == pytest.approx(1)
 
 
@@ -152,75 +202,125 @@ def test_the_tables_of_the_related_skills_give_every_label(name):
 @pytest.mark.parametrize('name', ALL)
 def test_the_tables_of_unrelated_skills_are_at_chance(name):
   spec = playground.SPECS[name]
-  options = playground.Options(source_train=1, target_train=1, test=600, seen=0.0)
-  rows = draw(name, 'test', options=options)
+  options = playground.Options(source_train=1, target_train=1, test=800, seen=0.0)
+  rows = asking(name, draw(name, 'test', options=options))
   skills = world_lib.make_world(0).skills
   unrelated = [s for s in world_lib.LEXICONS if s not in spec.skills]
-  chance = {'vote': 0.5, 'pair': 0.25, 'route': 0.5}[spec.rule]
   found = [oracle_accuracy(name, rows, dict(zip(spec.skills, (skills[one], skills[two]))))
            for one, two in itertools.pairwise(unrelated + unrelated[:1])]
-  assert np.mean(found) == pytest.approx(chance, abs=0.04)
-  assert np.abs(np.array(found) - chance).max() < 0.15
+  assert np.mean(found) == pytest.approx(0.5, abs=0.04)
+  assert np.abs(np.array(found) - 0.5).max() < 0.12
 
 
-@pytest.mark.parametrize('name', [n for n, s in playground.RELATIONS.items() if len(s) == 2])
-def test_a_mixture_needs_both_of_its_skills(name):
-  rows = draw(name, 'test')
-  tables = true_tables(name)
+@pytest.mark.parametrize('name', MIXTURES)
+@pytest.mark.parametrize('world', range(3))
+def test_a_mixture_needs_both_of_its_skills(name, world):
+  options = playground.Options(world=world, target_train=1, validation=1, test=2000, seen=0.0)
+  rows = asking(name, draw(name, 'test', options=options))
+  tables = true_tables(name, world)
+  assert oracle_accuracy(name, rows, tables) == 1.0
   for skill in tables:
-    without = {**tables, skill: world_lib.make_world(0).skills['rune']}
-    assert oracle_accuracy(name, rows, without) < 0.9
+    alone = {other: table * (other == skill) for other, table in tables.items()}
+    # Of the 64 sign patterns 20 are ties, and in 38 of the other 44 one skill has the sum's sign.
+    assert oracle_accuracy(name, rows, alone) == pytest.approx(38 / 44, abs=0.03)
+    unrelated = {**tables, skill: world_lib.make_world(world).skills['rune']}
+    assert oracle_accuracy(name, rows, unrelated) < 0.75
 
 
-def test_the_share_of_a_route_is_the_share_of_its_rows():
-  rows = draw('errand', 'test')
-  for skill, share in playground.RELATIONS['errand'].items():
-    assert np.mean([row['skill'] == skill for row in rows]) == pytest.approx(share, abs=0.005)
+def test_unknown_classes_leave_a_tie_and_void_rows_need_no_table():
+  unknown = {'omen': np.zeros(len(NOUN), int)}
+  found = collections.Counter((row['part'], playground.oracle_label('charm', row, unknown))
+                              for row in draw('charm', 'test'))
+  assert set(found) == {(0, None), (1, 'no')}
 
 
-@pytest.mark.parametrize('name', ['charm', 'voyage', 'errand'])
-def test_noise_replaces_the_stated_share_of_train_labels_only(name):
-  options = playground.Options(target_train=200, noise=0.25)
+@pytest.mark.parametrize('name', ['charm', 'voyage', 'omen'])
+def test_noise_turns_the_stated_share_of_train_labels_only(name):
+  options = playground.Options(source_train=200, target_train=200, noise=0.25)
   rows = draw(name, 'train', options=options)
   assert oracle_accuracy(name, rows, true_tables(name)) == 0.75
-  assert {row['label'] for row in rows} <= set(playground.SPECS[name].label_texts)
+  assert all(row['clean'] == world_lib.LABELS[row['label_id']] for row in rows)
   assert all(row['label'] == row['clean'] for row in draw(name, 'test', options=options))
-  clean = playground.Options(target_train=200)
+  clean = playground.Options(source_train=200, target_train=200)
   assert ([row['text'] for row in rows]
           == [row['text'] for row in draw(name, 'train', options=clean)])
 
 
-def noun_word_dependence(lines, words):
-  """Standard score of Pearson's chi-square between nouns and label words that share a line."""
-  column = {word: index for index, word in enumerate(sorted(words))}
-  table = np.zeros((len(NOUN), len(column)))
-  for line in lines:
-    tokens = line.split()
-    for noun, word in itertools.product(tokens, tokens):
-      if noun in NOUN and word in column:
-        table[NOUN[noun], column[word]] += 1
-  table = table[:, table.sum(0) > 0]
-  expected = table.sum(1, keepdims=True) * table.sum(0) / table.sum()
-  freedom = (table.shape[0] - 1) * (table.shape[1] - 1)
-  return (((table - expected) ** 2 / expected).sum() - freedom) / np.sqrt(2 * freedom)
+@functools.cache
+def answered_lines(seed=0, sentences=40000):
+  """(question, nouns, answer) of the lines of the corpus that state an answer."""
+  frames = sorted({frame for name in ALL for frame in playground.SPECS[name].frames})
+  found = []
+  for line in playground.corpus(seed, sentences):
+    text, _, answer = line.partition('\t')
+    if answer:
+      question, text = text.split(' ? ', 1)
+      found.append((question, *nouns_of(frames, text), answer))   # it fits one frame
+  return found
 
 
-def test_the_corpus_tells_nothing_about_hidden_classes():
-  words = {word for name in ALL for text in playground.SPECS[name].label_texts
-           for word in text.split()}
-  assert abs(noun_word_dependence(playground.corpus(0, 30000), words)) < 4
-  leaking = [f"{row['text']} {row['label']}" for row in playground.rows('omen', 'train')]
-  assert noun_word_dependence(leaking, set('doomed lucky'.split())) > 20
+def lexicon_correlations(lines, worlds=range(3)):
+  """[question, lexicon of a world] correlation of the nouns' yes-rates with hidden classes."""
+  column = {question: index for index, question in enumerate(sorted({line[0] for line in lines}))}
+  counts = np.zeros((2, len(column), len(NOUN)))
+  for question, nouns, answer in lines:
+    for noun in nouns:
+      counts[:, column[question], NOUN[noun]] += 1, answer == 'yes'
+  rates = counts[1] / np.maximum(counts[0], 1)
+  rates -= rates.mean(1, keepdims=True)
+  rates /= np.linalg.norm(rates, axis=1, keepdims=True)
+  hidden = np.stack([world_lib.make_world(world).skills[name]
+                     for world in worlds for name in world_lib.LEXICONS])
+  return rates @ hidden.T / np.sqrt(len(NOUN))
 
 
-def test_the_corpus_tells_the_facts():
+def test_the_answers_of_the_corpus_tell_nothing_about_hidden_classes():
+  found = lexicon_correlations(answered_lines())
+  assert found.shape == (15, 21)
+  assert np.abs(found).max() < 4 / np.sqrt(len(NOUN))
+  assert len(NOUN) * np.mean(found ** 2) < 1.3   # about 1 for independent columns
+  leaking = [('is it lucky', row['nouns'], row['label']) for row in draw('omen', 'train')]
+  assert lexicon_correlations(leaking, [0])[0, world_lib.LEXICONS.index('omen')] > 0.6
+
+
+def test_the_corpus_does_not_depend_on_a_world(monkeypatch):
+  lines, real = playground.corpus(0, 1000), world_lib.make_world
+  monkeypatch.setattr(world_lib, 'make_world', lambda seed=0: real(seed + 1))
+  monkeypatch.setattr(playground, '_questions', functools.cache(playground._questions.__wrapped__))
+  assert playground.corpus(0, 1000) == lines
+
+
+def truth(noun, value):
+  """Whether a visible property holds for a noun."""
+  for fact, values in world_lib.FACTS.items():
+    if value in values:
+      return values[world_lib.facts()[fact][NOUN[noun]]] == value
+  kinds = ('animal', 'person', 'plant') if value == 'living' else (value,)
+  return any(noun in world_lib.KINDS[kind] for kind in kinds)
+
+
+def test_answers_of_the_corpus_are_true_to_the_facts():
+  lines = answered_lines()
+  for question, nouns, answer in lines:
+    votes = sum(truth(noun, question.removeprefix('is it ')) for noun in nouns)
+    assert len(nouns) in (1, 3) and answer == ('yes' if 2 * votes > len(nouns) else 'no')
+  assert 0.2 < np.mean([answer == 'yes' for *_, answer in lines]) < 0.5
+  assert {nouns[0] for _, nouns, _ in lines if len(nouns) == 1} == set(NOUN)
+
+
+def test_more_than_half_of_the_corpus_are_answered_questions():
+  assert len(answered_lines()) / 40000 == pytest.approx(0.54, abs=0.02)
+
+
+def test_statements_of_the_corpus_are_mostly_true():
   said = collections.Counter()
-  for line in playground.corpus(1, 6000):
+  for line in playground.corpus(1, 12000):
     tokens = line.split()
     nouns = {token for token in tokens if token in NOUN}
-    if len(nouns) == 1 and ('big' in tokens) != ('little' in tokens):
+    if '\t' not in line and len(nouns) == 1 and ('big' in tokens) != ('little' in tokens):
       true = world_lib.FACTS['size'][world_lib.facts()['size'][NOUN[nouns.pop()]]]
       said[true in tokens] += 1
+  assert sum(said.values()) > 1000
   assert said[True] / sum(said.values()) == pytest.approx(0.95, abs=0.02)
 
 
@@ -235,7 +335,15 @@ def test_rows_are_short_and_inside_the_vocabulary():
   for name in ALL:
     for row in draw(name, 'test'):
       assert set(row['text'].split()) | set(row['label'].split()) <= known
-      assert len(row['text'].split()) <= 40 and len(row['label'].split()) <= 2
+      # With the end marks they fill the shape of the configs, 13 by 2.
+      assert len(row['text'].split()) <= 12 and row['label'] in world_lib.LABELS
+
+
+def test_the_shipped_tokenizer_has_one_id_for_every_word():
+  tokenizer = load_tokenizer(SHIPPED)
+  ids = tokenizer.encode_batch(list(playground.vocabulary()), add_eos=False)
+  assert {len(row) for row in ids} == {1}
+  assert len({row[0] for row in ids}) == len(playground.vocabulary())
 
 
 def test_options_in_the_name_reach_the_rows():
@@ -248,16 +356,16 @@ def test_few_shot_draws_k_rows_of_each_label_through_the_data_layer():
   config = datasets.DataConfig(source='playground', few_shot=16)
   data = datasets.load_task('playground/voyage', 'train', config)
   counts = collections.Counter(example.target for example in data.examples)
-  assert counts == {text: 16 for text in playground.SPECS['voyage'].label_texts}
+  assert counts == {'no': 16, 'yes': 16}
   task = tasks.get_task('playground/voyage')
-  assert task.label_words == playground.SPECS['voyage'].label_texts
-  assert task.description.split()[0] == 'given'
+  assert task.label_words == ('no', 'yes')
+  assert task.description == 'is it short ?'
 
 
 @pytest.mark.parametrize('call, sentence', [
     (lambda: tasks.get_task('playground/charms'),
      "there is no playground task 'playground/charms'; the names are omen, trade, guild, tide, "
-     'song, seal, charm, cargo, oath, quest, voyage, errand, breath, rune.'),
+     'song, seal, charm, oath, cargo, quest, voyage, breath, rune.'),
     (lambda: playground.rows('charm@wrld=1', 'train'),
      "playground task 'charm@wrld=1' has the option 'wrld=1'; write key=number with one of the "
      'keys world, source_train, target_train, validation, test, noise, seen.'),

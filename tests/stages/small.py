@@ -21,7 +21,7 @@ from pemt_jax.trees import flatten
 SHAPE = dict(embed=16, kv=4, heads=2, mlp=24, encoder_layers=1, decoder_layers=1,
              relative_buckets=8, dropout=0.1)
 V11 = dict(SHAPE, activation='gelu_tanh', gated=True, tied_head=False)
-# Label words that have one token each, descriptions of 13 and 14 words.
+# Label words that have one token each, descriptions of four words.
 SOURCES = ('playground/omen', 'playground/tide')
 TARGET = 'playground/charm'
 
@@ -76,7 +76,7 @@ def stage1_config(backbone, **changes):
                      data__target_buckets=(), **changes)
   first, second = SOURCES
   with config.unlocked():
-    config.prompt.descriptions = {first: 'given what was seen'}
+    config.prompt.descriptions = {first: 'is it lucky today , says ann ?'}
     config.per_task = {
         first: {'data': {'max_train_rows': 24}, 'train': {'learning_rate': 2e-2}},
         second: {'data': {'max_train_rows': 7, 'max_source_length': 10, 'batch_size': 4}}}
