@@ -20,7 +20,8 @@ from pemt_jax import cli
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
 # Two targets that need one source each, one that needs two, one that needs none.
-TARGETS = ('playground/charm', 'playground/oath', 'playground/quest', 'playground/rune')
+TARGETS = ('playground/charm', 'playground/oath', 'playground/quest', 'playground/breath')
+SOURCE_STEPS, TARGET_STEPS = 800, 105   # Two thirds of what the configs take, for a first look.
 COLUMNS = {'prompt only': 'prompt', 'single adapter': 'adapter', 'PEMT': 'pemt/stage2'}
 
 
@@ -32,6 +33,7 @@ def main(_: list[str]) -> None:
   from pemt_jax.stages.run import run_stage
   workdir, began = pathlib.Path(WORKDIR.value), time.monotonic()
   stage1 = importlib.import_module('configs.playground.stage1').get_config()
+  stage1.train.steps, stage1.train.eval_every = SOURCE_STEPS, SOURCE_STEPS
   stage2 = importlib.import_module('configs.playground.stage2').get_config
   backbone = load_backbone(stage1)
   print(f'stage 1: {len(stage1.tasks)} sources in one program')
@@ -43,7 +45,7 @@ def main(_: list[str]) -> None:
   records = columns.frozen_column(frozen, workdir / 'frozen', backbone)
   for title, method in COLUMNS.items():
     config = stage2(method)
-    config.tasks = TARGETS
+    config.tasks, config.train.steps = TARGETS, TARGET_STEPS
     if method == 'pemt/stage2':
       config.sources = (str(workdir / 'stage1'),)
     print(f'{title}: {len(config.tasks)} targets x {len(config.seeds)} seeds in one program')

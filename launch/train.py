@@ -1,4 +1,4 @@
-"""Trains any stage of any method; the same command with the same workdir resumes.
+"""Trains any stage of any method, or runs a study; the same command resumes its workdir.
 
 python launch/train.py --config=configs/pemt/stage1.py --workdir=DIR [--config.x.y=z ...]
 """
@@ -21,6 +21,10 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=Tr
 
 def main(_: list[str]) -> None:
   """Runs the stage and prints one line per replica."""
+  from pemt_jax.stages.study_config import STUDY
+  if CONFIG.value.get('stage') == STUDY:
+    _study()
+    return
   from pemt_jax.stages.run import run_stage
   result = run_stage(CONFIG.value, WORKDIR.value)
   for name, values in result.trained.results.items():
@@ -29,6 +33,17 @@ def main(_: list[str]) -> None:
           f' {metrics}')
   for name, folder in result.experts.items():
     print(f'{name}: {folder}')
+
+
+def _study() -> None:
+  """Runs a study; prints its tables and the path of the report."""
+  from pemt_jax.reports import html
+  from pemt_jax.stages.study import run_study
+  result = run_study(CONFIG.value, WORKDIR.value)
+  report = html.write_report(WORKDIR.value)
+  print((report.parent / 'tables.md').read_text(encoding='utf-8'))
+  print(f'Report: {report.resolve()}')
+  print(f'{result.seconds:.0f} s')
 
 
 if __name__ == '__main__':

@@ -144,7 +144,7 @@ def wrong_config(arguments: list[str]) -> str | None:
     return next(filter(None, map(wrong_key, keys)), None)
   try:
     config = load_config(arguments)
-    if config.tasks:
+    if config.get('tasks'):  # A study has none of its own.
       replica_specs(config)
   except (Exception, SystemExit) as error:  # A wrong key, a type, a file, a task: many types.
     return f'{" ".join(arguments)}: {type(error).__name__} {error}'

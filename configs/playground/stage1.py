@@ -15,8 +15,8 @@ def get_config() -> mlc.ConfigDict:
   config.method.rank = 16
   config.method.alpha = 16.0
   config.method.up_init = 'zero'
-  config.train.steps = 700
+  config.train.steps = 1200
   config.train.learning_rate = 1e-2
   config.train.warmup_steps = 20
-  config.train.eval_every = 350
+  config.train.eval_every = 400
   return config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from pemt_jax.deltas.adapter import ACTIVATIONS, Adapter, Bottleneck
+from pemt_jax.deltas.lora import LoRA
 from pemt_jax.deltas.prompt import Prompt
 from pemt_jax.errors import number, one_of
 from pemt_jax.methods.base import Method
@@ -39,6 +40,37 @@ class AdapterOptions:
     one_of('method.activation', self.activation, ACTIVATIONS)
 
 
+PROJECTIONS = ('q', 'k', 'v', 'o')
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAOptions:
+  """LoRA on the projections of self- and cross-attention.
+
+  Attributes:
+    rank: LoRA rank.
+    alpha: LoRA scaling is alpha / rank.
+    up_init: 'uniform' (as in PEMT's comparison) or 'zero', see `LoRA`.
+    projections: names out of `PROJECTIONS`.
+  """
+
+  rank: int = 8
+  alpha: float = 8.0
+  up_init: str = 'uniform'
+  projections: tuple[str, ...] = PROJECTIONS
+
+  def __post_init__(self):
+    """Checks the values.
+
+    Raises:
+      UserError: an unknown word or a number out of its range.
+    """
+    number('method.rank', self.rank, self.rank >= 1, 'of at least 1')
+    one_of('method.up_init', self.up_init, ('uniform', 'zero'))
+    for name in self.projections:
+      one_of('method.projections', name, PROJECTIONS)
+
+
 @dataclasses.dataclass(frozen=True)
 class PromptOptions:
   """A prompt and nothing else."""
@@ -61,6 +93,14 @@ def adapter(options: AdapterOptions, config: T5Config, prompt_length: int) -> Me
   if options.tune_norms:
     tuned.append(NORMS)
   return Method('adapter', Plan(tuple(rules)), (*tuned, FROZEN))
+
+
+def lora(options: LoRAOptions, config: T5Config, prompt_length: int) -> Method:
+  """LoRA on attention (Hu et al. 2021)."""
+  del config, prompt_length
+  delta = LoRA(options.rank, options.alpha / options.rank, options.up_init)
+  rules = tuple(Rule('lora', f'*_attention/{name}', delta) for name in options.projections)
+  return Method('lora', Plan(rules), (('.*_attention/./lora/.*', 'lora'), FROZEN))
 
 
 def prompt(options: PromptOptions, config: T5Config, prompt_length: int) -> Method:

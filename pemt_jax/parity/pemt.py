@@ -34,11 +34,16 @@ def method_of(layout: PemtLayout, options: dict[str, Any]) -> Method:
     UserError: the case ran another method.
   """
   config = layout.backbone
+  if layout.expert_form is None and layout.attention_rank and not layout.has_target_adapter:
+    lora = baselines.LoRAOptions(layout.attention_rank,
+                                 layout.attention_rank * float(options.get('scaling', 1.0)))
+    return baselines.lora(lora, config, 0)
   if layout.expert_form is None or layout.attention_rank or layout.attention_adapter_width:
     foreign = sorted(set(options) - {'note'})
     if foreign:
       raise UserError(f"method_config has '{foreign[0]}', which belongs to none of the methods that"
-                      ' can be recomputed (full tuning, PEMT stages 1 and 2); leave the case out.')
+                      ' can be recomputed (full tuning, LoRA in attention, PEMT stages 1 and 2);'
+                      ' leave the case out.')
     return baselines.full(baselines.FullOptions(), config, 0)
   scaling = options.get('lora_scaling')
   if scaling is None and 'lora_alpha' in options:

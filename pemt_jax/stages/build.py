@@ -134,7 +134,8 @@ def make_method(config: mlc.ConfigDict, backbone: Backbone, prompt_length: int,
   options = options_of(config)
   if config.stage == 'pemt/stage2':
     return pemt.stage2(options, backbone.config, prompt_length, sources.shape)
-  makers = {'pemt/stage1': pemt.stage1, 'adapter': baselines.adapter, 'prompt': baselines.prompt}
+  makers = {'pemt/stage1': pemt.stage1, 'adapter': baselines.adapter, 'lora': baselines.lora,
+            'prompt': baselines.prompt}
   return makers.get(config.stage, baselines.full)(options, backbone.config, prompt_length)
 
 

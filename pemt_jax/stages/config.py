@@ -21,6 +21,7 @@ STAGES = {
     'pemt/stage1': pemt.Stage1Options,
     'pemt/stage2': pemt.Stage2Options,
     'adapter': baselines.AdapterOptions,
+    'lora': baselines.LoRAOptions,
     'prompt': baselines.PromptOptions,
     'full': baselines.FullOptions,
     'span_corruption': baselines.FullOptions,

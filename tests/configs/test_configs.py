@@ -12,6 +12,7 @@ from configs.pemt import presets
 from pemt_jax.data.tasks import get_task
 from pemt_jax.errors import UserError
 from pemt_jax.stages.config import for_task, options_of
+from pemt_jax.stages.study_config import STUDY, check_study, stage_configs
 from pemt_jax.training.config import check_train_config
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
@@ -28,10 +29,13 @@ def test_a_config_loads_is_locked_and_holds_good_values(path):
   config = importlib.import_module('.'.join(path.with_suffix('').parts)).get_config()
   assert config.is_locked
   json.loads(config.to_json())
-  check_train_config(config.train)
-  options_of(config)
-  for task in config.tasks:
-    for_task(config, get_task(task).name)
+  if config.stage == STUDY:
+    check_study(config)
+  for stage in stage_configs(config) if config.stage == STUDY else (config,):
+    check_train_config(stage.train)
+    options_of(stage)
+    for task in stage.tasks:
+      for_task(stage, get_task(task).name)
 
 
 def numbers(config, task=None):

@@ -18,7 +18,8 @@ from pemt_jax.training.rules import FROZEN, assign_groups
 from tests import tiny
 
 CASES = (
-    'adapter_stage1_ffout_prompt', 'adapter_stage2_moe', 'baseline_finetune', 'checkpoint_files',
+    'adapter_stage1_ffout_prompt', 'adapter_stage2_moe', 'baseline_finetune',
+    'baseline_lora_attention', 'checkpoint_files',
     'stage1_lora_noprompt', 'stage1_lora_prompt', 'stage2_moe_noprompt',
     'stage2_moe_own_prompt_only', 'stage2_no_target_adapter', 'stage2_pemt',
     'stage2_single_source')
@@ -97,12 +98,12 @@ def test_bfloat16_stays_within_the_stated_tolerance(golden_root):
 
 
 def test_a_case_of_another_method_is_refused(golden_root):
-  folder = golden_root / 'pemt' / 'baseline_lora_attention'
+  folder = golden_root / 'pemt' / 'baseline_prompt_tuning'
   with pytest.raises(UserError) as error:
     parity.compute(folder)
   assert str(error.value) == (
-      "method_config has 'atten_lora_rank', which belongs to none of the methods that can be"
-      ' recomputed (full tuning, PEMT stages 1 and 2); leave the case out.')
+      "method_config has 'prefix_dim', which belongs to none of the methods that can be"
+      ' recomputed (full tuning, LoRA in attention, PEMT stages 1 and 2); leave the case out.')
 
 
 def test_a_required_array_that_the_method_lacks_is_an_error(golden_root, tmp_path):
@@ -120,16 +121,16 @@ def test_a_required_array_that_the_method_lacks_is_an_error(golden_root, tmp_pat
 
 def test_the_command_computes_cases_without_recorded_outputs(golden_root, tmp_path, run_python):
   cases, output = tmp_path / 'cases', tmp_path / 'output'
-  for name in ('checkpoint_files', 'metrics', 'baseline_lora_attention'):
+  for name in ('checkpoint_files', 'metrics', 'baseline_prompt_tuning'):
     shutil.copytree(golden_root / 'pemt' / name, cases / name)
     for file in cases.joinpath(name).glob('outputs.*'):
       file.unlink()
   done = run_python('launch/parity.py', f'--cases={cases}', f'--output={output}')
   assert done.returncode == 2
   assert done.stderr == (
-      '1 of 3 cases were not computed: baseline_lora_attention: method_config has'
-      " 'atten_lora_rank', which belongs to none of the methods that can be recomputed (full"
-      ' tuning, PEMT stages 1 and 2); leave the case out.\n')
+      '1 of 3 cases were not computed: baseline_prompt_tuning: method_config has'
+      " 'prefix_dim', which belongs to none of the methods that can be recomputed (full tuning,"
+      ' LoRA in attention, PEMT stages 1 and 2); leave the case out.\n')
   assert sorted(file.name for file in output.iterdir()) == ['checkpoint_files.npz', 'metrics.json']
   recorded = golden_root / 'pemt' / 'checkpoint_files' / 'outputs.npz'
   with np.load(output / 'checkpoint_files.npz') as found, np.load(recorded) as expected:

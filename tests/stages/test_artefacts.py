@@ -162,8 +162,8 @@ def test_an_expert_of_an_unknown_method_is_an_error(stage1, workdir):
     open_expert(workdir / 'new', stage1.stage.backbone)
   assert str(error.value) == (
       "expert 'playground-omen' is of method 'pemt/stage9', which is none of pemt/stage1, "
-      'pemt/stage2, adapter, prompt, full, span_corruption; install the version of pemt_jax that '
-      'wrote it.')
+      'pemt/stage2, adapter, lora, prompt, full, span_corruption; install the version of pemt_jax '
+      'that wrote it.')
 
 
 def stage2_with(stage1, folders):

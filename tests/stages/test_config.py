@@ -161,7 +161,7 @@ def test_an_unknown_stage_is_an_error():
   with pytest.raises(UserError) as error:
     base_config('pemt/stage3')
   assert str(error.value) == ("stage 'pemt/stage3' is unknown; choose one of pemt/stage1, "
-                              'pemt/stage2, adapter, prompt, full, span_corruption.')
+                              'pemt/stage2, adapter, lora, prompt, full, span_corruption.')
 
 
 def test_names_of_replicas_carry_only_what_differs():
