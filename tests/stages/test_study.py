@@ -10,7 +10,8 @@ from pemt_jax.experts import tree_files
 from pemt_jax.experts.library import load_expert
 from pemt_jax.stages import study, study_summary
 from pemt_jax.stages.reuse import SourceExperts, shuffle_experts
-from pemt_jax.stages.study_config import add_column, add_condition, study_config
+from pemt_jax.stages.study_config import (
+    add_column, add_condition, set_shared, stage_configs, study_config)
 from pemt_jax.trees import flatten
 from tests.stages import small
 
@@ -172,3 +173,21 @@ def test_user_errors_of_a_study(change, sentence, workdir):
   with pytest.raises(UserError) as caught:
     study.run_study(config, workdir)
   assert str(caught.value) == sentence
+
+
+def test_backbone_and_root_of_a_study_reach_all_stages():
+  config = study_config(small.config_of('pemt/stage1', 'old'))
+  add_column(config, 'a', small.config_of('prompt', 'old'))
+  config.model, config.root = 'new', 'rows'
+  set_shared(config)
+  assert {(own.model.name, own.data.root) for own in stage_configs(config)} == {('new', 'rows')}
+
+
+def test_a_control_needs_the_rates_of_an_earlier_column(stage1, backbone, workdir):
+  config = small_study(stage1, backbone)
+  config.order, config.frozen, config.reused = ('controls',), False, False
+  with pytest.raises(UserError) as caught:
+    study.run_study(config, workdir)
+  assert str(caught.value) == (
+      "column 'shuffled' takes the rates of 'PEMT', which has none for playground/charm yet; let"
+      " 'PEMT' run in an earlier condition.")
