@@ -37,12 +37,13 @@ def main(_: list[str]) -> None:
 
 def _study() -> None:
   """Runs a study; prints its tables and the path of the report."""
-  from pemt_jax.reports import html
+  from pemt_jax.reports import files, html, sections, tables
   from pemt_jax.stages.study import run_study
   result = run_study(CONFIG.value, WORKDIR.value)
-  report = html.write_report(WORKDIR.value)
-  print((report.parent / 'tables.md').read_text(encoding='utf-8'))
-  print(f'Report: {report.resolve()}')
+  workdir = pathlib.Path(WORKDIR.value)
+  for table in sections.result_tables(files.read_stage(workdir, workdir)):
+    print(f'{table.title}\n\n{tables.to_markdown(table)}')
+  print(f'Report: {html.write_report(workdir).resolve()}')
   print(f'{result.seconds:.0f} s')
 
 

@@ -46,5 +46,6 @@ def get_config() -> mlc.ConfigDict:
   add_condition(config, 'main', [f'playground/{name}' for name in TARGETS], 256, tuple(COLUMNS))
   add_condition(config, 'controls', ('playground/charm',), 256, tuple(CONTROLS))
   add_condition(config, 'k64', ('playground/charm',), 64, ('adapter', 'PEMT'))
-  add_condition(config, 'noise', ('playground/charm@noise=0.1',), 256, ('adapter', 'PEMT'))
+  # A name in a config holds no dot, hence 1e-1.
+  add_condition(config, 'noise', ('playground/charm@noise=1e-1',), 256, ('adapter', 'PEMT'))
   return config.lock()

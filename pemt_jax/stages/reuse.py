@@ -1,4 +1,4 @@
-"""Source experts used as they are: on other tasks, with layers exchanged, or with shuffled weights."""
+"""Source experts as they are: on other tasks, with layers exchanged, or with shuffled weights."""
 
 from __future__ import annotations
 
@@ -123,7 +123,8 @@ def _padded(tuned: Tree, constants: Tree, length: int | None) -> tuple[Tree, Tre
   return unflatten(flat), unflatten(state)
 
 
-def shuffle_experts(folders: Sequence[str], workdir: pathlib.Path, seed: int = 0) -> tuple[str, ...]:
+def shuffle_experts(folders: Sequence[str], workdir: pathlib.Path,
+                    seed: int = 0) -> tuple[str, ...]:
   """Writes copies of source experts whose matrices have their entries permuted, layer by layer.
 
   Size and distribution of the entries stay; what they say is lost. Prompts stay as they are.

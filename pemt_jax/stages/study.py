@@ -1,4 +1,4 @@
-"""A study: methods on the same targets with paired seeds and one grid of rates, and its controls."""
+"""A study: methods on the same targets, paired seeds, one grid of rates, and controls."""
 
 from __future__ import annotations
 
@@ -177,7 +177,8 @@ class _Study:
       self._choose(owner, found)
       found = [one for one in found if one.rate == self.rates[owner, base_task(one.task)]]
     old = [task for task in fields.tasks if task not in new]
-    for tasks, left, folder in ((old, seeds[:first], 'first'), (fields.tasks, seeds[first:], 'rest')):
+    for tasks, left, folder in ((old, seeds[:first], 'first'),
+                                (fields.tasks, seeds[first:], 'rest')):
       if tasks and left:
         found += self._train((condition, name), tasks, left, place / folder, ())
     self.outcomes += found

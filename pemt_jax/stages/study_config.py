@@ -26,7 +26,7 @@ def study_config(stage1: mlc.ConfigDict) -> mlc.ConfigDict:
   config.sources = ()             # folders of source experts; () trains them with config.stage1
   config.seeds = (0, 1, 2)        # paired: a seed draws the same few-shot rows for every column
   config.learning_rates = ()      # the grid of every column
-  config.selection_seeds = 1      # the first seeds choose the rate of a column and task by dev score
+  config.selection_seeds = 1      # first seeds, which choose the rate of a column and task on dev
   config.reference = ''           # the column that is compared with the best other one
   config.frozen = True            # a column of the backbone alone
   config.reused = True            # a column of the best source expert on dev, as it is

@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 SOURCES = ('playground/omen', 'playground/tide', 'playground/song', 'playground/seal')
 TARGET, TRUE = 'playground/charm', 0   # Needs the first source.
-LEAST_SCORE = 88.0    # What any answer without the skill reaches: 75.
-LEAST_GATE = 0.5      # Of the true source in the first encoder layer, where nouns are looked up.
+LEAST_SCORE = 92.0    # Seen: 96. What any answer without the skill reaches: 75.
+LEAST_GATE = 0.75     # Seen: 0.97. The true source's, in the layer where nouns are looked up.
 
 
 @pytest.fixture(name='sources', scope='module')
@@ -34,11 +34,13 @@ def fixture_sources(tmp_path_factory):
 
 
 def measure(sources, workdir, **options):
-  """(mean test score, share of seeds and mean of the true source's gate in the first layer)."""
+  """(mean test score, least gate of the true source in the first encoder layer) of three seeds."""
   folders, backbone = sources
   config = stage2.get_config()
   config.tasks, config.sources = (TARGET,), folders
   config.method.update(options)
+  if not config.method.tune_gate:
+    del config.train.group_multipliers.gate
   result = run_stage(config, workdir, backbone)
   score = np.mean([own['final_metrics'][AVERAGE] for own in result.trained.results.values()])
   with np.load(workdir / 'gates.npz') as gates:
