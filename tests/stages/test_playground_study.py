@@ -40,7 +40,8 @@ def measure(sources, workdir, **options):
   config.tasks, config.sources = (TARGET,), folders
   config.method.update(options)
   if not config.method.tune_gate:
-    del config.train.group_multipliers.gate
+    with config.unlocked():
+      del config.train.group_multipliers['gate']
   result = run_stage(config, workdir, backbone)
   score = np.mean([own['final_metrics'][AVERAGE] for own in result.trained.results.values()])
   with np.load(workdir / 'gates.npz') as gates:
