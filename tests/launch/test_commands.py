@@ -66,14 +66,14 @@ def test_a_run_and_an_expert_are_evaluated(command, stage2, workdir, place):
 
 @pytest.mark.slow
 def test_rows_of_a_file_are_predicted_and_a_report_is_written(command, stage2, workdir):
-  (workdir / 'rows.tsv').write_text('text\tlabel\na fox .\tbright\nan owl .\t\n')
+  (workdir / 'rows.tsv').write_text('text\tlabel\na fox .\tyes\nan owl .\t\n')
   code, stdout, stderr = command(
       'predict', f'--workdir={stage2.trained.workdir}', f"--input={workdir / 'rows.tsv'}",
       f"--output={workdir / 'out.jsonl'}")
   assert (code, stdout, stderr) == (0, f"2 predictions: {workdir / 'out.jsonl'}\n", '')
   lines = [json.loads(line) for line in (workdir / 'out.jsonl').read_text().splitlines()]
   assert [line['source'] for line in lines] == ['a fox .', 'an owl .']
-  assert set(lines[0]['label_scores']) == {'bright', 'dull'}
+  assert set(lines[0]['label_scores']) == {'no', 'yes'}
   shutil.copytree(stage2.trained.workdir, workdir / 'run')
   code, stdout, stderr = command('report', f"--workdir={workdir / 'run'}")
   assert (code, stdout, stderr) == (0, f"Report: {workdir / 'run/report/index.html'}\n", '')
