@@ -10,18 +10,15 @@ import jax
 import ml_collections as mlc
 import numpy as np
 
-from pemt_jax.data import pipeline
 from pemt_jax.evaluation.postprocess import AVERAGE, score
 from pemt_jax.experts import tree_files
 from pemt_jax.experts.library import expert_folder, load_expert, save_expert
 from pemt_jax.models.segments import cut
+from pemt_jax.stages import prompts
 from pemt_jax.stages.backbone import Backbone
 from pemt_jax.stages.build import Stage, build
-from pemt_jax.stages.rows import ReplicaSpec
-from pemt_jax.stages.sources import PROMPT, find_sources
+from pemt_jax.stages.sources import EXPERT, PROMPT, find_sources
 from pemt_jax.trees import Tree, flatten, unflatten
-
-_EXPERT = '/mlp/wo/'
 
 
 class SourceExperts:
@@ -59,29 +56,18 @@ class SourceExperts:
     self._tuned = jax.tree.map(stack, *(cut(tuned, shapes) for tuned, _ in trees))
     self._constants = jax.tree.map(stack, *(constants for _, constants in trees))
 
-  def scores(self, task: str, split: str, tuned: Tree | None = None) -> list[float]:
-    """Average metric of every expert on one task, in the order of `names`.
+  def scores(self, task: str, split: str) -> list[float]:
+    """Average metric of every expert on one of the tasks, in the order of `names`."""
+    return self._scores([task] * len(self.names), split, self._tuned)
 
-    Args:
-      task: a task that the experts were built for.
-      split: of its rows.
-      tuned: trees in place of the experts', leaves [expert, ...].
-    """
-    spec, store, count = self._specs[task], self.stage.store, len(self.names)
-    texts: list[dict[int, np.ndarray]] = [{} for _ in range(count)]
-    for batch in store.eval_batches(spec, split):
-      out, _ = self.stage.evaluator.predict(
-          self._tuned if tuned is None else tuned, self.stage.start.frozen, self._constants,
-          pipeline.stack_batches([batch] * count))
-      for own, tokens in zip(texts, np.asarray(out), strict=True):
-        own |= {int(example): tokens[row] for row, example in enumerate(batch['example_ids'])
-                if example >= 0}
-    return [self._score(spec, split, own) for own in texts]
-
-  def _score(self, spec: ReplicaSpec, split: str, tokens: dict[int, np.ndarray]) -> float:
-    data = self.stage.store.examples(spec, split)
-    texts = self.stage.store.tokenizer.decode_batch([tokens[i] for i in range(len(tokens))])
-    return score(data.task, texts, data.examples)[AVERAGE]
+  def _scores(self, tasks: Sequence[str], split: str, tuned: Tree) -> list[float]:
+    """Average metric of each expert on the task at its place, in one pass."""
+    stage, specs = self.stage, [self._specs[task] for task in tasks]
+    texts, _ = stage.evaluator.predictions(tuned, stage.start.frozen, self._constants,
+                                           [spec.name for spec in specs], split)
+    data = [stage.store.examples(spec, split) for spec in specs]
+    return [score(own.task, found, own.examples)[AVERAGE]
+            for own, found in zip(data, texts, strict=True)]
 
   def skill_by_layer(self, split: str = 'validation') -> dict[str, np.ndarray]:
     """Points that the experts lose on their own tasks when one layer comes from another expert.
@@ -91,35 +77,31 @@ class SourceExperts:
     Returns:
       stack -> [layer].
     """
-    own = [self.scores(task, split)[i] for i, task in enumerate(self.names)]
-    found = {}
+    own, found = self._scores(self.names, split, self._tuned), {}
     for stack in ('encoder', 'decoder'):
-      paths = [path for path in flatten(self._tuned) if path.startswith(stack) and _EXPERT in path]
+      paths = [path for path in flatten(self._tuned) if path.startswith(stack) and EXPERT in path]
       depth = np.shape(flatten(self._tuned)[paths[0]])[1]
-      found[stack] = np.array([
-          np.mean([self._lost(paths, layer, shift, own, split) for shift in (1, 2)])
-          for layer in range(depth)])
+      now = [[self._scores(self.names, split, self._exchanged(paths, layer, shift))
+              for shift in (1, 2)] for layer in range(depth)]
+      found[stack] = np.mean(own - np.array(now), axis=(1, 2))
     return found
 
-  def _lost(self, paths, layer, shift, own, split) -> float:
+  def _exchanged(self, paths: Sequence[str], layer: int, shift: int) -> Tree:
+    """The experts with one layer of some leaves taken from the expert `shift` places before."""
     flat = dict(flatten(self._tuned))
     for path in paths:
       leaf = np.array(flat[path])
       leaf[:, layer] = np.roll(leaf[:, layer], shift, axis=0)
       flat[path] = leaf
-    exchanged = unflatten(flat)
-    now = [self.scores(task, split, exchanged)[i] for i, task in enumerate(self.names)]
-    return float(np.mean(np.subtract(own, now)))
+    return unflatten(flat)
 
 
 def _padded(tuned: Tree, constants: Tree, length: int | None) -> tuple[Tree, Tree]:
   """Pads a prompt on the left to `length` rows."""
   flat, state = dict(flatten(tuned)), dict(flatten(constants))
   if length is not None:
-    table = flat[f'{PROMPT}/table']
-    room = length - len(table)
-    flat[f'{PROMPT}/table'] = np.pad(table, ((room, 0), (0, 0)))
-    state[f'{PROMPT}/mask'] = (np.arange(length) >= room).astype(np.float32)
+    padded = prompts.left_pad(flat[f'{PROMPT}/table'], length)
+    flat[f'{PROMPT}/table'], state[f'{PROMPT}/mask'] = map(np.asarray, padded)
   return unflatten(flat), unflatten(state)
 
 
@@ -142,7 +124,7 @@ def shuffle_experts(folders: Sequence[str], workdir: pathlib.Path,
     tuned, constants, card = load_expert(folder)
     place = expert_folder(workdir, folder.name)
     if not place.exists():
-      flat = {path: _permuted(leaf, rng) if _EXPERT in path else leaf
+      flat = {path: _permuted(leaf, rng) if EXPERT in path else leaf
               for path, leaf in flatten(tuned).items()}
       save_expert(place, unflatten(flat), constants,
                   dataclasses.replace(card, metrics={}))

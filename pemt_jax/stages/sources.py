@@ -19,6 +19,7 @@ from pemt_jax.training.records import RESULT
 from pemt_jax.trees import Tree, flatten, unflatten
 
 PROMPT = 'encoder/embed/prompt'
+EXPERT = '/mlp/wo/'  # part of the path of every leaf of a source expert
 STAGE1 = 'pemt/stage1'
 COPIES = 'sources'  # folder of the copies of source experts below a workdir
 _ADAPTER_LEAVES = {'down/kernel': 'down_kernel', 'down/bias': 'down_bias',
@@ -111,7 +112,7 @@ def load_sources(folders: Sequence[str | pathlib.Path], backbone_name: str,
                       ' as config.sources.')
     check_backbone(card, backbone_name, backbone_hash)
   flats = [flatten(tuned) for tuned, _, _ in loaded]
-  experts = [{path: leaf for path, leaf in flat.items() if '/mlp/wo/' in path} for flat in flats]
+  experts = [{path: leaf for path, leaf in flat.items() if EXPERT in path} for flat in flats]
   sizes = [{path: np.shape(leaf) for path, leaf in expert.items()} for expert in experts]
   shapes = [_shape(card, expert) for (_, _, card), expert in zip(loaded, experts, strict=True)]
   for folder, own in zip(folders, zip(sizes, shapes, strict=True), strict=True):
