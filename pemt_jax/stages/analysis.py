@@ -18,6 +18,7 @@ from pemt_jax.stages.sources import PROMPT
 from pemt_jax.training.loop import TrainResult
 from pemt_jax.trees import flatten
 
+STACKS = ('encoder', 'decoder')
 # getrusage counts kilobytes on Linux and bytes on macOS.
 _RSS_UNIT = 1 if sys.platform == 'darwin' else 1024
 
@@ -27,13 +28,12 @@ def write(stage: Stage, trained: TrainResult, workdir: pathlib.Path) -> None:
 
   Predictions and gates are those of the final split with the best step of each replica.
   """
-  names, statistics = list(stage.specs), {}
-  for name, spec in stage.specs.items():
-    split = spec.config.train.final_split
-    if split:
-      texts, statistics[name] = stage.evaluator.latest[name, split]
-      _write_predictions(stage, name, split, texts, workdir)
-  _write_gates(stage, statistics, workdir)
+  names = list(stage.specs)
+  evaluated = [name for name in names if stage.specs[name].config.train.final_split]
+  for name in evaluated:
+    split = stage.specs[name].config.train.final_split
+    _write_predictions(stage, name, split, stage.evaluator.latest[name, split][0], workdir)
+  _write_gates(stage, evaluated, workdir)
   _write_correlation(stage, trained, names, workdir)
   tuned = flatten(stage.start.tuned_shapes())
   tree_files.write_json(workdir / 'parameters.json', {
@@ -59,12 +59,22 @@ def _write_predictions(stage, name, split, texts, workdir):
   (folder / f'{name}.{split}.jsonl').write_text('\n'.join(lines) + '\n', encoding='utf-8')
 
 
-def _write_gates(stage, statistics, workdir):
-  names, found = list(statistics), [observations(own) for own in statistics.values()]
+def mean_gates(stage: Stage, name: str) -> dict[str, np.ndarray]:
+  """Mean gates of a replica on the last evaluation of its final split; {} without a mixture.
+
+  Returns:
+    stack -> [layer, source].
+  """
+  split = stage.specs[name].config.train.final_split
+  found = observations(stage.evaluator.latest[name, split][1]) if split else {}
+  return {stack: found[f'gates/{stack}'] for stack in STACKS if f'gates/{stack}' in found}
+
+
+def _write_gates(stage, names, workdir):
+  found = [mean_gates(stage, name) for name in names]
   if stage.sources is None or not any(found):
     return
-  arrays = {stack: np.stack([own[f'gates/{stack}'] for own in found])
-            for stack in ('encoder', 'decoder')}
+  arrays = {stack: np.stack([own[stack] for own in found]) for stack in STACKS}
   np.savez(workdir / 'gates.npz', sources=np.array(stage.sources.names), replicas=np.array(names),
            targets=np.array([stage.specs[name].task for name in names]), **arrays)
 

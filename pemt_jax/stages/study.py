@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import ml_collections as mlc
 import numpy as np
@@ -14,7 +14,9 @@ import numpy as np
 from pemt_jax.errors import UserError
 from pemt_jax.evaluation.postprocess import AVERAGE
 from pemt_jax.stages import columns
+from pemt_jax.stages.analysis import mean_gates
 from pemt_jax.stages.backbone import Backbone, load_backbone
+from pemt_jax.stages.config import base_config
 from pemt_jax.stages.reuse import SourceExperts, shuffle_experts
 from pemt_jax.stages.run import run_stage
 from pemt_jax.stages.sources import find_sources
@@ -23,7 +25,6 @@ from pemt_jax.stages.study_config import (
 from pemt_jax.training import records
 
 FROZEN, REUSED = 'frozen backbone', 'reused source'
-SHARED = ('model', 'data')  # parts of a column that its frozen form needs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Outcome:
     value: average test metric of the best step.
     dev: average dev metric of the best step.
     rate: peak learning rate; None where nothing is trained.
+    gates: stack -> [layer, source] mean gates on the test rows; {} without a mixture.
+    sources: names of the bank's experts.
   """
 
   condition: str
@@ -47,31 +50,8 @@ class Outcome:
   value: float
   dev: float
   rate: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Gates:
-  """Mean gates of one replica on the test rows.
-
-  Attributes:
-    condition: name.
-    column: name.
-    task: target, options included.
-    seed: of the replica.
-    rate: peak learning rate.
-    sources: names of the bank's experts.
-    encoder: [layer, source].
-    decoder: [layer, source].
-  """
-
-  condition: str
-  column: str
-  task: str
-  seed: int
-  rate: float
-  sources: tuple[str, ...]
-  encoder: np.ndarray
-  decoder: np.ndarray
+  gates: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  sources: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass
@@ -81,14 +61,12 @@ class StudyResult:
   Attributes:
     config: of the study.
     outcomes: all replicas.
-    gates: of the columns with a mixture.
     skill: stack -> [layer] see `SourceExperts.skill_by_layer`; {} where it was not measured.
     seconds: wall-clock time.
   """
 
   config: mlc.ConfigDict
   outcomes: list[Outcome]
-  gates: list[Gates]
   skill: dict[str, np.ndarray]
   seconds: float
 
@@ -120,7 +98,6 @@ class _Study:
     self.backbone: Backbone = load_backbone(config.stage1, config.stage1.seeds[0])
     self.rates: dict[tuple[str, str], float] = {}
     self.outcomes: list[Outcome] = []
-    self.gates: list[Gates] = []
     self.folders: tuple[str, ...] = ()
 
   def run(self) -> StudyResult:
@@ -136,7 +113,7 @@ class _Study:
       for column in condition.columns:
         print(f'{name}: {column}', flush=True)
         self._column(name, column)
-    return StudyResult(config, self.outcomes, self.gates, skill, time.monotonic() - began)
+    return StudyResult(config, self.outcomes, skill, time.monotonic() - began)
 
   def _without_training(self, tasks: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Columns that train nothing, and what the experts hold in each layer."""
@@ -182,9 +159,6 @@ class _Study:
       if tasks and left:
         found += self._train((condition, name), tasks, left, place / folder, ())
     self.outcomes += found
-    kept = {(one.task, one.seed): one.rate for one in found}
-    self.gates = [own for own in self.gates if (own.condition, own.column) != (condition, name)
-                  or kept.get((own.task, own.seed)) == own.rate]
 
   def _choose(self, owner: str, found: Sequence[Outcome]) -> None:
     """Takes for each target the rate with the best mean dev score; the smaller one of equals."""
@@ -211,24 +185,14 @@ class _Study:
       if config.stage == 'pemt/stage2':
         config.sources = self._bank(column.bank, tasks)
     result = run_stage(config, folder, self.backbone)
-    outcomes = {}
+    stage, outcomes = result.stage, []
     for replica, values in result.trained.results.items():
-      spec = result.stage.specs[replica]
-      outcomes[replica] = Outcome(condition, name, spec.task, spec.seed,
-                                  values['final_metrics'][AVERAGE], values['best_value'],
-                                  spec.learning_rate or chosen[spec.task])
-    self._read_gates(folder, outcomes)
-    return list(outcomes.values())
-
-  def _read_gates(self, folder: pathlib.Path, replicas: dict[str, Outcome]) -> None:
-    if not (folder / 'gates.npz').is_file():
-      return
-    with np.load(folder / 'gates.npz') as found:
-      sources = tuple(map(str, found['sources']))
-      for i, replica in enumerate(map(str, found['replicas'])):
-        one = replicas[replica]
-        self.gates.append(Gates(one.condition, one.column, one.task, one.seed, one.rate, sources,
-                                found['encoder'][i], found['decoder'][i]))
+      spec = stage.specs[replica]
+      outcomes.append(Outcome(
+          condition, name, spec.task, spec.seed, values['final_metrics'][AVERAGE],
+          values['best_value'], spec.learning_rate or chosen[spec.task],
+          mean_gates(stage, replica), stage.sources.names if stage.sources else ()))
+    return outcomes
 
   def _bank(self, bank: str, tasks: Sequence[str]) -> tuple[str, ...]:
     """Folders of the source experts of a column."""
@@ -243,11 +207,9 @@ class _Study:
 
 def _as_frozen(column: mlc.ConfigDict, tasks: Sequence[str]) -> mlc.ConfigDict:
   """A config that loads tasks on the backbone without any delta."""
-  from pemt_jax.stages.config import base_config
   config = base_config('full')
   with config.unlocked():
-    for part in SHARED:
+    for part in ('model', 'data', 'per_task'):
       config[part] = copy.deepcopy(column[part])
-    config.per_task = copy.deepcopy(column.per_task)
     config.tasks, config.data.few_shot = tuple(tasks), None
   return config

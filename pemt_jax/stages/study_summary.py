@@ -11,7 +11,7 @@ import numpy as np
 
 from pemt_jax.experts import tree_files
 from pemt_jax.reports import intervals, significance
-from pemt_jax.stages.study import Gates, Outcome, StudyResult
+from pemt_jax.stages.study import Outcome, StudyResult
 from pemt_jax.stages.study_config import base_task, ordered
 
 Values = dict[tuple[str, str, str], dict[int, float]]   # condition, column, task -> seed -> value
@@ -86,14 +86,14 @@ def gate_rows(result: StudyResult) -> list[dict[str, Any]]:
   Two means over layers: plain, and weighted by `skill_by_layer` (negative losses count as 0),
   since a gate says nothing about skills in a layer that holds none.
   """
-  groups: dict[tuple[str, str, str], list[Gates]] = {}
-  for one in result.gates:
+  groups: dict[tuple[str, str, str], list[Outcome]] = {}
+  for one in filter(lambda one: one.gates, result.outcomes):
     groups.setdefault((one.condition, one.column, one.task), []).append(one)
   rows = []
   for (condition, column, task), own in groups.items():
     truth = dict(result.config.relations.get(base_task(task), {}))
     for kind in ('plain', 'weighted') if result.skill else ('plain',):
-      means = np.stack([_mean_gate(one, result.skill if kind == 'weighted' else None)
+      means = np.stack([_mean_gate(one.gates, result.skill if kind == 'weighted' else None)
                         for one in own])
       sources = own[0].sources
       lead = [{sources[i] for i in np.argsort(-row)[:len(truth)]} == set(truth) for row in means]
@@ -105,12 +105,13 @@ def gate_rows(result: StudyResult) -> list[dict[str, Any]]:
   return rows
 
 
-def _mean_gate(gates: Gates, skill: Mapping[str, np.ndarray] | None) -> np.ndarray:
+def _mean_gate(gates: Mapping[str, np.ndarray],
+               skill: Mapping[str, np.ndarray] | None) -> np.ndarray:
   """[source] mean over the layers of both stacks."""
-  stacked = np.concatenate([gates.encoder, gates.decoder])
+  stacked = np.concatenate([gates[stack] for stack in gates])
   weight = np.ones(len(stacked))
   if skill is not None:
-    weight = np.maximum(np.concatenate([skill['encoder'], skill['decoder']]), 0.0)
+    weight = np.maximum(np.concatenate([skill[stack] for stack in gates]), 0.0)
   return weight @ stacked / max(weight.sum(), 1e-9)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -69,13 +71,17 @@ def test_the_rate_is_the_best_of_the_grid_on_dev_and_controls_take_it_over(done)
 
 
 @pytest.mark.slow
-def test_gates_are_those_of_the_kept_replicas(done):
-  result, _ = done
-  kept = {(one.condition, one.column, one.task, one.seed): one.rate for one in result.outcomes}
-  found = [(own.condition, own.column, own.task, own.seed) for own in result.gates]
-  assert len(found) == len(set(found))
-  assert {key[1] for key in found} == {'PEMT', 'shuffled'}  # One source is left: no gate.
-  assert all(kept[key] == own.rate for key, own in zip(found, result.gates, strict=True))
+def test_gates_are_those_of_each_replica(done):
+  result, folder = done
+  # The control without related sources has one left, hence no gate.
+  assert {one.column for one in result.outcomes if one.gates} == {'PEMT', 'shuffled'}
+  with np.load(folder / 'main' / 'PEMT' / 'rest' / 'gates.npz') as written:
+    rows = dict(zip(map(str, written['replicas']), written['encoder']))
+  for one in result.outcomes:
+    if (one.condition, one.column) == ('main', 'PEMT') and one.seed > 0:
+      name = f"{one.task.replace('/', '-')}-seed{one.seed}"
+      np.testing.assert_array_equal(one.gates['encoder'], rows[name])
+      assert one.sources == small.SOURCES
 
 
 @pytest.mark.slow
@@ -92,14 +98,14 @@ def outcome(column, value, seed, condition='main', task='a'):
   return study.Outcome(condition, column, task, seed, value, value, 0.1)
 
 
-def result_of(outcomes, gates=(), skill=None):
+def result_of(outcomes, skill=None):
   config = study_config(None)
   config.reference = 'PEMT'
   config.relations = {'a': {'s': 1.0}}
   add_condition(config, 'main', ('a',), 4, ())
   for name, bank in (('PEMT', 'trained'), ('x', 'trained'), ('y', 'trained'), ('z', 'shuffled')):
     add_column(config, name, None, bank)
-  return study.StudyResult(config, list(outcomes), list(gates), skill or {}, 0.0)
+  return study.StudyResult(config, list(outcomes), skill or {}, 0.0)
 
 
 def test_the_gain_is_paired_and_against_the_best_mean():
@@ -115,10 +121,11 @@ def test_the_gain_is_paired_and_against_the_best_mean():
 
 def test_the_true_source_leads_by_the_layers_that_hold_skill():
   quiet, loud = np.array([[0.9, 0.1]]), np.array([[0.2, 0.8]])
-  gates = [study.Gates('main', 'PEMT', 'a@noise=0.1', s, 0.1, ('t', 's'), loud, quiet)
-           for s in range(2)]
+  own = {'gates': {'encoder': loud, 'decoder': quiet}, 'sources': ('t', 's')}
+  outcomes = [dataclasses.replace(outcome('PEMT', 1.0, s, task='a@noise=0.1'), **own)
+              for s in range(2)]
   skill = {'encoder': np.array([30.0]), 'decoder': np.array([-1.0])}
-  plain, weighted = study_summary.gate_rows(result_of((), gates, skill))
+  plain, weighted = study_summary.gate_rows(result_of(outcomes, skill))
   assert plain['true_lead'] == 0.0 and weighted['true_lead'] == 1.0
   np.testing.assert_allclose(plain['mean'], [0.55, 0.45])
   np.testing.assert_allclose(weighted['mean'], [0.2, 0.8])
