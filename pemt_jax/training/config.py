@@ -34,8 +34,10 @@ def default_train_config() -> mlc.ConfigDict:
   config.epsilon = 1e-8          # > 0, added before bias correction
   config.weight_decay = 0.0      # per unit of learning rate, >= 0
   config.no_decay = ('.*/bias',)  # patterns of whole parameter paths without decay
+  config.second_decay = 0.8      # Adafactor: decay of its moment is 1 - step^-second_decay, > 0
+  config.clip_rms = 1.0          # Adafactor: largest root mean square of a tensor's update, > 0
   config.counters = 'always'     # 'always' | 'from_first_gradient' | 'nonzero_gradient'
-  config.row_axes = ()           # ((path pattern, n), ...): the first n axes count updates apart
+  config.row_axes = ()           # ((path pattern, n), ...): the first n axes are separate tensors
   config.clip_norm = 1.0         # largest global gradient norm, >= 0; 0 does not clip
   config.accumulate = 1          # microbatches per batch, >= 1, a divisor of the batch size
   # Evaluation, selection, early stop.
@@ -44,6 +46,9 @@ def default_train_config() -> mlc.ConfigDict:
   config.greater_is_better = True
   config.ties_improve = False    # whether an equal value counts as an improvement
   config.patience = 0            # evaluations without improvement before a stop, >= 0; 0 = no stop
+  config.vanishing_loss = 0.0    # a step's loss below this counts against patience, >= 0; 0 = off
+  config.vanishing_keeps_best = False  # True: such an evaluation saves, yet the best value stays
+  config.evaluate_last = True    # whether the last step is evaluated where eval_every skips it
   config.selection_split = 'validation'  # split that is evaluated during training
   config.final_split = 'test'    # split that is evaluated once with the best step; '' = none
   # Files and display.
@@ -72,6 +77,8 @@ def check_train_config(config: mlc.ConfigDict) -> None:
       'beta2': 0 <= config.beta2 < 1, 'epsilon': config.epsilon > 0,
       'weight_decay': config.weight_decay >= 0, 'clip_norm': config.clip_norm >= 0,
       'accumulate': config.accumulate >= 1, 'patience': config.patience >= 0,
+      'second_decay': config.second_decay > 0, 'clip_rms': config.clip_rms > 0,
+      'vanishing_loss': config.vanishing_loss >= 0,
       'log_every': config.log_every >= 1, 'keep': config.keep >= 1,
   }
   for name, right in ranges.items():

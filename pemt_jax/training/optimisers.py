@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from pemt_jax.errors import UserError
-from pemt_jax.training import rules as rules_lib
+from pemt_jax.training import adafactor as adafactor_lib, rules as rules_lib
 from pemt_jax.trees import flatten, unflatten
 
 Params = rules_lib.Params
@@ -92,12 +92,6 @@ def _spread(rows: jax.Array, like: jax.Array) -> jax.Array:
   return rows.reshape(rows.shape + (1,) * (like.ndim - rows.ndim))
 
 
-def _rate(group: str, learning_rate, options: AdamWOptions):
-  if isinstance(learning_rate, Mapping):
-    return learning_rate[group]
-  return learning_rate * dict(options.multipliers).get(group, 1.0)
-
-
 def _adamw_leaf(grad, param, moments, rate, options: AdamWOptions, decay: float):
   """Updates one tensor; moments = (count [rows...], first, second) go in and come out."""
   count, first, second = moments
@@ -162,7 +156,8 @@ def adamw(options: AdamWOptions = AdamWOptions(), rules: Rules = EVERYTHING) -> 
     updates, moments = {}, ({}, {}, {})
     for path, grad in columns[0].items():
       param, count, first, second = (column[path] for column in columns[1:])
-      rate = _rate(rules_lib.group_of(path, rules) or rules_lib.BASE_GROUP, learning_rate, options)
+      group = rules_lib.group_of(path, rules) or rules_lib.BASE_GROUP
+      rate = rules_lib.rate_of(group, learning_rate, options.multipliers)
       decayed = not any(re.fullmatch(pattern, path) for pattern in options.no_decay)
       decay = options.weight_decay if decayed else 0.0
       updates[path], kept = _adamw_leaf(grad, param, (count, first, second), rate, options, decay)
@@ -181,8 +176,17 @@ def _adamw_from_config(config, rules: Rules) -> Optimiser:
       counters=config.counters, row_axes=tuple(tuple(pair) for pair in config.row_axes)), rules)
 
 
+def _adafactor_from_config(config, rules: Rules) -> Optimiser:
+  return adafactor_lib.adafactor(adafactor_lib.AdafactorOptions(
+      second_decay=config.second_decay, clip_rms=config.clip_rms,
+      weight_decay=config.weight_decay, no_decay=tuple(config.no_decay),
+      multipliers=tuple(sorted(config.group_multipliers.items())),
+      row_axes=tuple(tuple(pair) for pair in config.row_axes)), rules)
+
+
 # The one table of optimisers: name -> function of (config.train, rules).
-OPTIMISERS: dict[str, Callable[..., Optimiser]] = {'adamw': _adamw_from_config}
+OPTIMISERS: dict[str, Callable[..., Optimiser]] = {
+    'adamw': _adamw_from_config, 'adafactor': _adafactor_from_config}
 
 
 def make_optimiser(config: Any, rules: Rules = EVERYTHING) -> Optimiser:

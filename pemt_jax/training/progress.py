@@ -21,7 +21,7 @@ class Progress:
     best_step: step of the best evaluation, or None.
     best_value: value of the selecting metric there, or None.
     best_metrics: all metrics of that evaluation.
-    evaluations_since_best: evaluations without improvement.
+    evaluations_since_best: evaluations without improvement, or with a vanished loss.
     seconds: training time of the program while this replica was live; compilation is in it,
       evaluation and saving are not.
   """
@@ -43,13 +43,16 @@ class Progress:
       return config.ties_improve
     return (value > self.best_value) == config.greater_is_better and not math.isnan(value)
 
-  def record(self, metrics: dict[str, float] | None, config: Any, name: str) -> bool:
-    """Enters an evaluation at the present step; returns whether it is the best so far.
+  def record(self, metrics: dict[str, float] | None, config: Any, name: str,
+             loss: float | None = None) -> bool:
+    """Enters an evaluation at the present step; returns whether its tree is to be kept.
 
     Args:
       metrics: of the evaluation, or None if there was none; then this step is the best.
       config: `config.train`.
       name: of the replica.
+      loss: training loss of this step, or None. One below `config.vanishing_loss` counts against
+        patience whatever the value is; the tree of a better value is still kept.
 
     Raises:
       UserError: the selecting metric is not among the metrics.
@@ -60,13 +63,17 @@ class Progress:
         raise UserError(f"config.train.metric is '{config.metric}', the evaluation of '{name}' "
                         f"gives {', '.join(metrics) or 'nothing'}; choose one of these or ''.")
       value = float(metrics[config.metric])
-    if not self.improves(value, config):
-      self.evaluations_since_best += 1
-      if config.patience and self.evaluations_since_best >= config.patience:
-        self.finished = self.stopped_early = True
+    improves = self.improves(value, config)
+    vanished = loss is not None and loss < config.vanishing_loss
+    self.evaluations_since_best = 0 if improves and not vanished else (
+        self.evaluations_since_best + 1)
+    if config.patience and self.evaluations_since_best >= config.patience:
+      self.finished = self.stopped_early = True
+    if not improves:
       return False
-    self.best_step, self.best_value, self.best_metrics = self.step, value, dict(metrics or {})
-    self.evaluations_since_best = 0
+    self.best_step = self.step
+    if not (vanished and config.vanishing_keeps_best and self.best_value is not None):
+      self.best_value, self.best_metrics = value, dict(metrics or {})
     return True
 
 

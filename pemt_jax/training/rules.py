@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pemt_jax.errors import UserError
 from pemt_jax.trees import Tree as Params, flatten, unflatten
@@ -74,3 +75,16 @@ def split_params(params: Params, rules: Rules) -> tuple[Params, Params]:
   frozen = {path: leaf for path, leaf in flat.items() if groups[path] == FROZEN}
   tuned = {path: leaf for path, leaf in flat.items() if groups[path] != FROZEN}
   return unflatten(frozen), unflatten(tuned)
+
+
+def rate_of(group: str, learning_rate: Any, multipliers: tuple[tuple[str, float], ...]) -> Any:
+  """Learning rate of a group.
+
+  Args:
+    group: learning-rate group.
+    learning_rate: scalar, or mapping {group: scalar}, whose value stands as it is.
+    multipliers: (group, factor) pairs for a scalar; a group without an entry has factor 1.
+  """
+  if isinstance(learning_rate, Mapping):
+    return learning_rate[group]
+  return learning_rate * dict(multipliers).get(group, 1.0)

@@ -41,6 +41,7 @@ class Run:
     self.store = checkpoints.RunCheckpoints(workdir / 'checkpoints' / 'run', options.keep)
     self.best = checkpoints.BestTrees(workdir / 'checkpoints' / 'best')
     self.recent: dict[int, list[Any]] = {}  # step -> example ids of each member, until checked
+    self.losses: dict[str, float] = {}  # of the last log
     self.step = 0
     self.clock = display.Clock()
     self._shapes: set[Any] = set()  # of batches that the step is compiled for
@@ -142,7 +143,7 @@ class Run:
       values = jax.device_get(metrics)
     self._check_finite()
     seconds, steps_per_second, tokens_per_second = self.meter.read()
-    losses = []
+    self.losses = {}
     for index, replica in enumerate(self.members):
       if self.progress[replica.name].finished:
         continue
@@ -151,8 +152,8 @@ class Run:
           **mine, 'train/steps_per_second': steps_per_second,
           'train/tokens_per_second': tokens_per_second.get(replica.name, 0.0)})
       self.progress[replica.name].seconds += seconds
-      losses.append(float(values['loss'][index]))
-    return float(np.mean(losses)), sum(tokens_per_second.values())
+      self.losses[replica.name] = float(values['loss'][index])
+    return float(np.mean(list(self.losses.values()))), sum(tokens_per_second.values())
 
   def _check_finite(self) -> None:
     """Looks at the first bad steps that the device has kept since the last look."""
@@ -181,25 +182,39 @@ class Run:
     if not due:
       return []
     with self.meter.paused(), self.clock.phase('evaluation'):
-      tuned, constants = self.state.tuned, self.state.constants
-      if len(due) < len(self.members):
-        chosen = [self.members.index(replica) for replica in due]
-        tuned, constants = state_lib.take_replicas((tuned, constants), chosen)
-      split, evaluated = self.options.selection_split, self.options.eval_every != 'never'
-      results = [{}] * len(due)
-      if evaluated:
-        results = self.experiment.evaluate(tuned, self.frozen, constants, tuple(due), split)
-      for index, (replica, result) in enumerate(zip(due, results)):
-        progress, result = self.progress[replica.name], records.plain_metrics(result)
-        if evaluated:
-          named = {f'{split}/{name}': value for name, value in result.items()}
-          self.writer.write(self.step, replica.name, named)
-        if progress.record(result if evaluated else None, self.options, replica.name):
-          mine = jax.tree.map(lambda x, i=index: x[i], jax.device_get((tuned, constants)))
-          self.best.save(replica.name, self.step, *mine)
-        progress.finished |= self.step >= replica.total_steps
+      scored = [replica for replica in due if not self._ends_unseen(replica)]
+      lines = self._score(scored) if scored else []
+      for replica in due:
+        self.progress[replica.name].finished |= self.step >= replica.total_steps
       self._prune()
       self._leave()
+    return lines
+
+  def _ends_unseen(self, replica: Replica) -> bool:
+    """Whether a replica ends here without the evaluation that `eval_every` does not ask for."""
+    every, epoch = self.options.eval_every, self.epoch[replica.name]
+    regular = every != 'never' and self.step % (epoch if every == 'epoch' else every) == 0
+    seen = self.progress[replica.name].best_step is not None
+    return not self.options.evaluate_last and not regular and seen
+
+  def _score(self, due: list[Replica]) -> list[str]:
+    tuned, constants = self.state.tuned, self.state.constants
+    if len(due) < len(self.members):
+      chosen = [self.members.index(replica) for replica in due]
+      tuned, constants = state_lib.take_replicas((tuned, constants), chosen)
+    split, evaluated = self.options.selection_split, self.options.eval_every != 'never'
+    results = [{}] * len(due)
+    if evaluated:
+      results = self.experiment.evaluate(tuned, self.frozen, constants, tuple(due), split)
+    for index, (replica, result) in enumerate(zip(due, results)):
+      progress, result = self.progress[replica.name], records.plain_metrics(result)
+      if evaluated:
+        named = {f'{split}/{name}': value for name, value in result.items()}
+        self.writer.write(self.step, replica.name, named)
+      if progress.record(result if evaluated else None, self.options, replica.name,
+                         self.losses.get(replica.name)):
+        mine = jax.tree.map(lambda x, i=index: x[i], jax.device_get((tuned, constants)))
+        self.best.save(replica.name, self.step, *mine)
     return [f'{r.name} at step {self.step}: ' + ', '.join(f'{k} {v:.4g}' for k, v in result.items())
             for r, result in zip(due, results)]
 

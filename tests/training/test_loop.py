@@ -150,6 +150,28 @@ def test_selection_options(tmp_path, changes, best):
   assert result.results['a']['best_step'] == best
 
 
+@pytest.mark.parametrize('keeps, best_step, best_value', [(False, 6, 7), (True, 6, 3)])
+def test_a_vanished_loss_counts_against_patience(tmp_path, keeps, best_step, best_value):
+  experiment = toy.make_experiment({'a': 15}, scores={'a': [3, 7, 5, 9, 9]})
+  config = toy.make_config(patience=2, vanishing_loss=1e3, vanishing_keeps_best=keeps,
+                           final_split='')
+  result = loop.train(experiment, config, tmp_path).results['a']
+  assert (result['step'], result['stopped_early']) == (6, True)
+  assert (result['best_step'], result['best_value']) == (best_step, best_value)
+
+
+def test_the_last_step_is_evaluated_unless_the_config_says_no(tmp_path):
+  for evaluate_last, steps in ((True, [3, 6, 8]), (False, [3, 6])):
+    folder = tmp_path / str(evaluate_last)
+    config = toy.make_config(evaluate_last=evaluate_last, final_split='')
+    result = loop.train(toy.make_experiment({'a': 8, 'b': 7}), config, folder)
+    assert (result.results['a']['step'], result.results['b']['step']) == (8, 7)
+    assert [line['step'] for line in metric_lines(folder)
+            if line['replica'] == 'a' and 'validation/score' in line] == steps
+  short = loop.train(toy.make_experiment({'a': 2}), config, tmp_path / 'short')
+  assert short.results['a']['best_step'] == 2
+
+
 def test_unknown_metric_is_an_error(tmp_path):
   with pytest.raises(UserError) as error:
     loop.train(toy.make_experiment({'a': 3}), toy.make_config(metric='f1'), tmp_path)
