@@ -204,7 +204,8 @@ def test_squared_gradients_of_a_normal_are_known():
 
 
 def test_unit_scale_gives_each_source_a_mean_of_one():
-  found = fisher.unit_scale({'a': jnp.array([[2.0, 4.0], [0.0, 0.0]]), 'b': jnp.array([[6.], [0.]])})
+  found = fisher.unit_scale({'a': jnp.array([[2.0, 4.0], [0.0, 0.0]]),
+                             'b': jnp.array([[6.0], [0.0]])})
   np.testing.assert_allclose([*found['a'][0], *found['b'][0]], [0.5, 1.0, 1.5])
   np.testing.assert_allclose(found['a'][1], 0.0)
 
@@ -225,12 +226,14 @@ def test_search_finds_a_known_mixture_with_one_program():
   assert found.loss == found.losses.min() < found.losses[0]
   assert found.candidates.shape == (320, 3)
   np.testing.assert_allclose(found.candidates.sum(axis=1), 1.0, rtol=1e-5)
+  spread = found.candidates.reshape(5, 64, 3).std(axis=1).max(axis=1)
+  assert (spread[1:] < 0.7 * spread[:-1]).all(), spread  # each round stays closer to the best
 
 
 def test_search_in_chunks_and_beyond_the_simplex():
   stacked, base = {'w': jnp.eye(2)}, {'w': jnp.zeros(2)}
   batch = [{'goal': jnp.array([0.9, 0.8]), 'weight': jnp.float32(1.0)}]
-  whole, parts = (search.search(stacked, base, search.make_candidate_losses(quadratic, chunk), batch,
-                                count=32, rounds=4, simplex=False) for chunk in (0, 5))
+  whole, parts = (search.search(stacked, base, search.make_candidate_losses(quadratic, chunk),
+                                batch, count=32, rounds=4, simplex=False) for chunk in (0, 5))
   np.testing.assert_allclose(whole.losses, parts.losses, rtol=1e-5, atol=1e-7)
   np.testing.assert_allclose(whole.coefficients, [0.9, 0.8], atol=0.2)
