@@ -9,8 +9,8 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
+from pemt_jax.deltas.base import Delta
 from pemt_jax.deltas.prompt import Prompt
 from pemt_jax.methods import pemt
 from pemt_jax.methods.base import boxed_shapes, make_loss, shift_right
@@ -29,24 +29,14 @@ UNROLLED = Compute(scan_layers=False)
 
 
 @dataclasses.dataclass(frozen=True)
-class Affine:
-  """y = factor * base(x + before) + after; shows the input of a site."""
+class Affine(Delta):
+  """y = factor * base(x) + after; shows the input of a site."""
 
   factor: float = 1.0
   after: float = 0.0
 
-  def module(self, site, name):
-    return _Affine(self, name=name)
-
-  def prepare(self, stack, name):
-    return None
-
-
-class _Affine(nn.Module):
-  config: Affine
-
-  def __call__(self, base, x, context):
-    return self.config.factor * base(x) + self.config.after, {'seen': x}
+  def act(self, values, base, x, context, site):
+    return self.factor * base(x) + self.after, {'seen': getattr(x, 'query', x)}
 
 
 @functools.cache

@@ -7,8 +7,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
+from pemt_jax.deltas.base import Delta, Values, Weight, Weights, normal_init, ones
 from pemt_jax.models.sites import Aux, Base, Site, SiteContext
 
 ACTIVATIONS = {
@@ -36,81 +36,76 @@ class Bottleneck:
   post_norm: bool = False
 
 
-class LayerNorm(nn.Module):
-  """Layer norm with scale and bias in float32, epsilon 1e-5."""
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """[..., features] -> same shape and dtype."""
-    init = nn.with_logical_partitioning
-    scale = self.param('scale', init(nn.initializers.ones, ('norm',)), (x.shape[-1],))
-    bias = self.param('bias', init(nn.initializers.zeros, ('norm',)), (x.shape[-1],))
-    value = x.astype(jnp.float32)
-    mean = jnp.mean(value, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(value - mean), axis=-1, keepdims=True)
-    return ((value - mean) * jax.lax.rsqrt(variance + 1e-5) * scale + bias).astype(x.dtype)
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+  """Layer norm over the last axis in float32, epsilon 1e-5; keeps shape and dtype."""
+  value = x.astype(jnp.float32)
+  mean = jnp.mean(value, axis=-1, keepdims=True)
+  variance = jnp.mean(jnp.square(value - mean), axis=-1, keepdims=True)
+  return ((value - mean) * jax.lax.rsqrt(variance + 1e-5) * scale + bias).astype(x.dtype)
 
 
-class _Dense(nn.Module):
-  features: int
-  axes: tuple[str, str]
-
-  @nn.compact
-  def __call__(self, x):
-    init = nn.with_logical_partitioning
-    kernel = self.param('kernel', init(nn.initializers.normal(0.01), self.axes),
-                        (x.shape[-1], self.features), jnp.float32)
-    bias = self.param('bias', init(nn.initializers.zeros, self.axes[1:]), (self.features,))
-    return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
+def _norm_weights(name: str, features: int) -> Weights:
+  vector = functools.partial(Weight, (features,), ('norm',), exact=True)
+  return {f'{name}/scale': vector(init=ones), f'{name}/bias': vector()}
 
 
-def bottleneck(config: Bottleneck, x: jax.Array, features: int,
-               axes: tuple[str, str]) -> jax.Array:
-  """up(act(down(x))); makes its submodules in the compact method that calls it.
+def bottleneck_weights(config: Bottleneck, sizes: tuple[int, int],
+                       axes: tuple[str, str]) -> Weights:
+  """Weights of up(act(down(x))).
 
   Args:
     config: shape of the bottleneck.
-    x: [..., in].
-    features: size of the output.
-    axes: logical names of the last axis of input and output.
+    sizes: of the last axis of input and output.
+    axes: their logical names.
 
   Returns:
-    [..., features]. Initial kernels are N(0, 0.01^2), biases 0.
+    Kernels drawn from N(0, 0.01^2) and biases 0.
   """
+  weights: Weights = {}
   if config.pre_norm:
-    x = LayerNorm(name='pre_norm')(x)
-  hidden = _Dense(config.size, (axes[0], 'adapter'), name='down')(x)
-  hidden = ACTIVATIONS[config.activation](hidden)
-  y = _Dense(features, ('adapter', axes[1]), name='up')(hidden)
-  return LayerNorm(name='post_norm')(y) if config.post_norm else y
+    weights |= _norm_weights('pre_norm', sizes[0])
+  kernel = normal_init(0.01)
+  weights |= {
+      'down/kernel': Weight((sizes[0], config.size), (axes[0], 'adapter'), kernel),
+      'down/bias': Weight((config.size,), ('adapter',)),
+      'up/kernel': Weight((config.size, sizes[1]), ('adapter', axes[1]), kernel),
+      'up/bias': Weight((sizes[1],), (axes[1],))}
+  if config.post_norm:
+    weights |= _norm_weights('post_norm', sizes[1])
+  return weights
+
+
+def bottleneck(config: Bottleneck, values: Values, x: jax.Array) -> jax.Array:
+  """up(act(down(x))): [..., in] -> [..., out]; `values` are those of `bottleneck_weights`."""
+  if config.pre_norm:
+    x = layer_norm(x, values['pre_norm/scale'], values['pre_norm/bias'])
+  hidden = x @ values['down/kernel'] + values['down/bias']
+  y = ACTIVATIONS[config.activation](hidden) @ values['up/kernel'] + values['up/bias']
+  if config.post_norm:
+    y = layer_norm(y, values['post_norm/scale'], values['post_norm/bias'])
+  return y
 
 
 @dataclasses.dataclass(frozen=True)
-class Adapter:
+class Adapter(Delta):
   """u = y + bottleneck(y), y = base(x): after the projection (PEMT's target adapter)."""
 
   bottleneck: Bottleneck
 
-  def module(self, site: Site, name: str) -> nn.Module:
-    """Returns the module for a site."""
-    return _Adapter(self, site, name=name)
+  def weights(self, site: Site) -> Weights:
+    """Those of the bottleneck."""
+    axis = site.out_axis
+    return bottleneck_weights(self.bottleneck, (site.features,) * 2, (axis, axis))
 
-  def prepare(self, stack: str, name: str) -> None:
-    """Nothing to prepare."""
-
-
-class _Adapter(nn.Module):
-  config: Adapter
-  site: Site
-
-  @nn.compact
-  def __call__(self, base: Base, x: jax.Array, context: SiteContext) -> tuple[jax.Array, Aux]:
-    y, axis = base(x), self.site.out_axis
-    return y + bottleneck(self.config.bottleneck, y, self.site.features, (axis, axis)), {}
+  def act(self, values: Values, base: Base, x: jax.Array, context: SiteContext,
+          site: Site) -> tuple[jax.Array, Aux]:
+    """[batch, length, in] -> [batch, length, out]."""
+    y = base(x)
+    return y + bottleneck(self.bottleneck, values, y), {}
 
 
 @dataclasses.dataclass(frozen=True)
-class ParallelAdapter:
+class ParallelAdapter(Delta):
   """y = base(x) + bottleneck(x) + n, n = normalised input of the sub-layer.
 
   This is PEMT's adapter expert: it stands beside `wo`, reads the feed-forward activation and
@@ -119,20 +114,13 @@ class ParallelAdapter:
 
   bottleneck: Bottleneck
 
-  def module(self, site: Site, name: str) -> nn.Module:
-    """Returns the module for a site."""
-    return _ParallelAdapter(self, site, name=name)
+  def weights(self, site: Site) -> Weights:
+    """Those of the bottleneck."""
+    return bottleneck_weights(self.bottleneck, (site.in_features, site.features),
+                              (site.in_axis, site.out_axis))
 
-  def prepare(self, stack: str, name: str) -> None:
-    """Nothing to prepare."""
-
-
-class _ParallelAdapter(nn.Module):
-  config: ParallelAdapter
-  site: Site
-
-  @nn.compact
-  def __call__(self, base: Base, x: jax.Array, context: SiteContext) -> tuple[jax.Array, Aux]:
-    site = self.site
-    beside = bottleneck(self.config.bottleneck, x, site.features, (site.in_axis, site.out_axis))
+  def act(self, values: Values, base: Base, x: jax.Array, context: SiteContext,
+          site: Site) -> tuple[jax.Array, Aux]:
+    """[batch, length, in] -> [batch, length, out]."""
+    beside = bottleneck(self.bottleneck, values, x)
     return base(x) + beside + context.sublayer_input, {}

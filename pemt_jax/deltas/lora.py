@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
-from flax import linen as nn
 
+from pemt_jax.deltas.base import Delta, Values, Weight, Weights, uniform_init, zeros
 from pemt_jax.models.sites import Aux, Base, Site, SiteContext
 
 
-def uniform_init(bound: float) -> Callable[..., jax.Array]:
-  """Uniform initialiser on [-bound, bound]."""
-  return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
-      key, shape, dtype, -bound, bound)
-
-
 @dataclasses.dataclass(frozen=True)
-class LoRA:
+class LoRA(Delta):
   """y = base(x) + scaling * x A B.
 
   Attributes:
@@ -27,35 +19,24 @@ class LoRA:
     scaling: alpha / rank, dimensionless.
     up_init: 'uniform' draws B from U(+-1/sqrt(rank)) (PEMT stage 1, as published: the model is
       changed at step 0); 'zero' starts from the backbone.
+    down_bound: A is drawn from U(+-down_bound); None takes 1/sqrt(in).
   """
 
   rank: int = 64
   scaling: float = 1.0
   up_init: str = 'uniform'
+  down_bound: float | None = None
 
-  def module(self, site: Site, name: str) -> nn.Module:
-    """Returns the module for a site."""
-    return _LoRA(self, site, name=name)
+  def weights(self, site: Site) -> Weights:
+    """`down` [in, rank] and `up` [rank, out]."""
+    bound = site.in_features**-0.5 if self.down_bound is None else self.down_bound
+    up = uniform_init(self.rank**-0.5) if self.up_init == 'uniform' else zeros
+    return {'down': Weight((site.in_features, self.rank), (site.in_axis, 'rank'),
+                           uniform_init(bound)),
+            'up': Weight((self.rank, site.features), ('rank', site.out_axis), up)}
 
-  def prepare(self, stack: str, name: str) -> None:
-    """Nothing to prepare."""
-
-
-class _LoRA(nn.Module):
-  config: LoRA
-  site: Site
-
-  @nn.compact
-  def __call__(self, base: Base, x: jax.Array, context: SiteContext) -> tuple[jax.Array, Aux]:
-    config, site = self.config, self.site
-    down = self.param(
-        'down', nn.with_logical_partitioning(uniform_init(x.shape[-1]**-0.5),
-                                             (site.in_axis, 'rank')),
-        (x.shape[-1], config.rank), jnp.float32)
-    up_init = nn.initializers.zeros
-    if config.up_init == 'uniform':
-      up_init = uniform_init(config.rank**-0.5)
-    up = self.param('up', nn.with_logical_partitioning(up_init, ('rank', site.out_axis)),
-                    (config.rank, site.features), jnp.float32)
-    hidden = x.astype(site.dtype) @ down.astype(site.dtype)
-    return base(x) + config.scaling * (hidden @ up.astype(site.dtype)), {}
+  def act(self, values: Values, base: Base, x: jax.Array, context: SiteContext,
+          site: Site) -> tuple[jax.Array, Aux]:
+    """[batch, length, in] -> [batch, length, out]."""
+    hidden = x.astype(site.dtype) @ values['down']
+    return base(x) + self.scaling * (hidden @ values['up']), {}

@@ -6,9 +6,8 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
-from pemt_jax.deltas.lora import uniform_init
+from pemt_jax.deltas.base import Delta, Values, Weight, Weights, ones, uniform_init
 from pemt_jax.models.layers import MASKED, dropout, fold_name
 from pemt_jax.models.sites import Aux, Base, Site, SiteContext
 
@@ -16,7 +15,7 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 
 @dataclasses.dataclass(frozen=True)
-class Prompt:
+class Prompt(Delta):
   """A task prompt; place it at `encoder/embed`.
 
   With sources the prompt is Q = T + sum_j dropout(softmax_rows(T P_j^T)) P_j (PEMT, task
@@ -32,12 +31,46 @@ class Prompt:
   source_lengths: tuple[int, ...] = ()
   correlation_dropout: float = 0.1
 
-  def module(self, site: Site, name: str) -> nn.Module:
-    """Returns the module for a site."""
-    return _Prompt(self, site, name=name)
+  def weights(self, site: Site) -> Weights:
+    """`table` [prompt, embed], its `mask`; with sources their tables and masks."""
+    rows = ('prompt', 'embed')
+    weights = {
+        'table': Weight((self.length, site.features), rows, uniform_init(0.5), exact=True),
+        'mask': Weight((self.length,), ('prompt',), ones, constant=True)}
+    if self.source_lengths:
+      count, size = len(self.source_lengths), max(self.source_lengths)
+      weights['sources'] = Weight((count, size, site.features), ('expert', *rows), exact=True)
+      weights['sources_mask'] = Weight((count, size), ('expert', 'prompt'), self._sources_mask,
+                                       constant=True)
+    return weights
 
-  def prepare(self, stack: str, name: str) -> None:
-    """Nothing to prepare."""
+  def _padding(self) -> jax.Array:
+    return max(self.source_lengths) - jnp.array(self.source_lengths)
+
+  def _sources_mask(self, key, shape, dtype):
+    del key
+    return (jnp.arange(shape[1]) >= self._padding()[:, None]).astype(dtype)
+
+  def act(self, values: Values, base: Base, x: jax.Array, context: SiteContext,
+          site: Site) -> tuple[jax.Array, Aux]:
+    """[batch, length] tokens -> [batch, prompt + length, embed]."""
+    prompt, aux = values['table'], {'prompt_mask': values['mask']}
+    if self.source_lengths:
+      prompt, aux['correlation'] = self._guided(values, context)
+    embedded = base(x)
+    rows = jnp.broadcast_to(prompt.astype(embedded.dtype), (x.shape[0], *prompt.shape[-2:]))
+    return jnp.concatenate([rows, embedded], axis=1), aux
+
+  def _guided(self, values, context):
+    table, sources = values['table'], values['sources']
+    correlation = correlate(table, sources, values['sources_mask'])
+    weights = correlation
+    if context.key is not None:
+      offsets = {1: self.length - jnp.sum(values['mask']).astype(jnp.int32),
+                 2: self._padding()[:, None, None]}
+      key = fold_name(context.key, 'prompt_correlation')
+      weights = dropout(weights, self.correlation_dropout, key, offsets)
+    return table + jnp.einsum('nps,nse->pe', weights, sources, precision=HIGHEST), correlation
 
 
 def correlate(table: jax.Array, sources: jax.Array, sources_mask: jax.Array) -> jax.Array:
@@ -53,41 +86,3 @@ def correlate(table: jax.Array, sources: jax.Array, sources_mask: jax.Array) -> 
   """
   logits = jnp.einsum('pe,nse->nps', table, sources, precision=HIGHEST)
   return jax.nn.softmax(logits + (1.0 - sources_mask)[:, None, :] * MASKED, axis=-1)
-
-
-class _Prompt(nn.Module):
-  config: Prompt
-  site: Site
-
-  @nn.compact
-  def __call__(self, base: Base, tokens: jax.Array, context: SiteContext) -> tuple[jax.Array, Aux]:
-    config, embed = self.config, self.site.features
-    table = self.param(
-        'table', nn.with_logical_partitioning(uniform_init(0.5), ('prompt', 'embed')),
-        (config.length, embed), jnp.float32)
-    mask = self.variable('constants', 'mask', jnp.ones, (config.length,), jnp.float32).value
-    prompt, aux = table, {'prompt_mask': mask}
-    if config.source_lengths:
-      prompt, aux['correlation'] = self._guided(table, mask, context)
-    embedded = base(tokens)
-    rows = jnp.broadcast_to(prompt.astype(embedded.dtype), (tokens.shape[0], *prompt.shape))
-    return jnp.concatenate([rows, embedded], axis=1), aux
-
-  def _guided(self, table, mask, context):
-    lengths, size = self.config.source_lengths, max(self.config.source_lengths)
-    sources = self.param(
-        'sources', nn.with_logical_partitioning(nn.initializers.zeros,
-                                                ('expert', 'prompt', 'embed')),
-        (len(lengths), size, self.site.features), jnp.float32)
-    padding = size - jnp.array(lengths)
-    sources_mask = self.variable(
-        'constants', 'sources_mask',
-        lambda: (jnp.arange(size) >= padding[:, None]).astype(jnp.float32)).value
-    correlation = correlate(table, sources, sources_mask)
-    weights = correlation
-    if context.key is not None:
-      offsets = {1: self.config.length - jnp.sum(mask).astype(jnp.int32),
-                 2: padding[:, None, None]}
-      key = fold_name(context.key, 'prompt_correlation')
-      weights = dropout(weights, self.config.correlation_dropout, key, offsets)
-    return table + jnp.einsum('nps,nse->pe', weights, sources, precision=HIGHEST), correlation

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pemt_jax.deltas.adapter import ACTIVATIONS
-from pemt_jax.deltas.lora import uniform_init
+from pemt_jax.deltas.base import uniform_init
 from pemt_jax.models.sites import Site
 
 # Norms below this count as zero in a cosine (as in torch.nn.functional.cosine_similarity).

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from pemt_jax.deltas.adapter import Bottleneck, bottleneck
+from pemt_jax.deltas.adapter import Bottleneck, bottleneck, bottleneck_weights
+from pemt_jax.deltas.base import Delta, create
 from pemt_jax.experts.bank import AdapterExperts, LoRAExperts
-from pemt_jax.models.sites import Aux, Base, Site, SiteContext
+from pemt_jax.models.sites import Aux, Base, Site, SiteContext, StackShape
 
 
 @dataclasses.dataclass(frozen=True)
-class SourceMixture:
+class SourceMixture(Delta):
   """y = base(x) + sum_i g_i e_i(x); u = y + bottleneck(y) with a target adapter.
 
   Auxiliaries: `gate` [batch, expert]; with a target adapter `misalignment` [], the task sparsity
@@ -43,9 +44,9 @@ class SourceMixture:
     """Returns the module for a site."""
     return _SourceMixture(self, site, name=name)
 
-  def prepare(self, stack: str, name: str) -> nn.Module | None:
+  def stack_module(self, shape: StackShape, name: str) -> nn.Module | None:
     """The decoder's gates read the pooled final encoder states, once for all layers and steps."""
-    return _PooledStates(self) if stack == 'decoder' else None
+    return _PooledStates(self) if shape.stack == 'decoder' else None
 
 
 def pool_prompt(x: jax.Array, prompt_mask: jax.Array | None, without_prompt: str) -> jax.Array:
@@ -92,8 +93,9 @@ class _TargetAdapter(nn.Module):
 
   @nn.compact
   def __call__(self, y: jax.Array) -> jax.Array:
-    axis = self.site.out_axis
-    return y + bottleneck(self.config, y, self.site.features, (axis, axis))
+    site = self.site
+    weights = bottleneck_weights(self.config, (site.features,) * 2, (site.out_axis,) * 2)
+    return y + bottleneck(self.config, create(self, weights, site.dtype), y)
 
 
 class _SourceMixture(nn.Module):

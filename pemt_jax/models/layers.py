@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from pemt_jax.models.sites import Aux, Plan, Site, SiteContext, call_site
+from pemt_jax.models.sites import (
+    Aux, AttentionInputs, Base, Plan, Site, SiteContext, call_site)
 
 # Finite, so that a row without any real position gives a uniform softmax and no NaN.
 MASKED = -1e9
@@ -144,6 +145,18 @@ class Projection(nn.Module):
     return call_site(self.plan, site, base, x, context)
 
 
+class OpenSite(nn.Module):
+  """A site whose operation is the caller's, such as the embedding, attention or a tied head."""
+
+  site: Site
+  plan: Plan
+
+  @nn.compact
+  def __call__(self, base: Base, x: Any, context: SiteContext) -> tuple[jax.Array, Aux]:
+    """base(x) with the planned deltas around it, and auxiliaries."""
+    return call_site(self.plan, self.site, base, x, context)
+
+
 class RMSNorm(nn.Module):
   """Root-mean-square norm without mean and bias, in float32 (T5); a site."""
 
@@ -211,25 +224,35 @@ class RelativeBias(nn.Module):
     return jnp.take(table, index, axis=0).transpose(2, 0, 1)[None]
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array,
+def attend(inputs: AttentionInputs, bias: jax.Array, prefix_bias: jax.Array | None,
            rate: float, rng: tuple[jax.Array | None, dict[int, Any]]) -> jax.Array:
   """Attention without scaling of the logits (T5); softmax in float32.
 
+  Keys of a prefix have no batch axis as a rule, so logits are joined and not keys.
+
   Args:
-    query: [batch, heads, queries, kv].
-    key: [batch, heads, keys, kv].
-    value: [batch, heads, keys, kv].
+    inputs: queries, keys and values.
     bias: broadcastable to [batch, heads, queries, keys], float32.
+    prefix_bias: broadcastable to [batch, heads, queries, prefix], or None for zeros.
     rate: dropout rate of the attention weights.
     rng: dropout key (None = deterministic) and padding offsets of the axes.
 
   Returns:
     [batch, queries, heads * kv].
   """
-  logits = jnp.einsum('bhqd,bhkd->bhqk', query, key, preferred_element_type=jnp.float32) + bias
+  product = lambda a, b: jnp.matmul(a, jnp.swapaxes(b, -1, -2), preferred_element_type=jnp.float32)
+  logits = product(inputs.query, inputs.key) + bias
+  prefix = 0
+  if inputs.prefix_key is not None:
+    prefix = inputs.prefix_key.shape[-2]
+    front = product(inputs.query, inputs.prefix_key)
+    front = front if prefix_bias is None else front + prefix_bias
+    logits = jnp.concatenate([front, logits], axis=-1)
   weights = jax.nn.softmax(logits, axis=-1)
-  weights = dropout(weights, rate, *rng).astype(value.dtype)
-  mixed = jnp.einsum('bhqk,bhkd->bhqd', weights, value)
+  weights = dropout(weights, rate, *rng).astype(inputs.value.dtype)
+  mixed = weights[..., prefix:] @ inputs.value
+  if prefix:
+    mixed += weights[..., :prefix] @ inputs.prefix_value
   batch, heads, length, kv = mixed.shape
   return mixed.transpose(0, 2, 1, 3).reshape(batch, length, heads * kv)
 

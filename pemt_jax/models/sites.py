@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from pemt_jax.errors import UserError
@@ -42,6 +43,7 @@ class SiteContext:
     offset: [] number of prompt padding positions in front of the encoder input.
     shared: arrays that a delta prepared once for the current stack, by rule name.
     per_layer: the current layer's slice of prepared per-layer arrays, by rule name.
+    model: arrays that belong to the model as a whole, by rule name.
   """
 
   mask: jax.Array
@@ -56,6 +58,68 @@ class SiteContext:
   offset: jax.Array | int = 0
   shared: dict[str, Any] = dataclasses.field(default_factory=dict)
   per_layer: dict[str, Any] = dataclasses.field(default_factory=dict)
+  model: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def of_rule(self, name: str) -> SiteContext:
+    """The same context with only the prepared arrays of one rule, or None where it has none."""
+    return self.replace(shared=self.shared.get(name), per_layer=self.per_layer.get(name),
+                        model=self.model.get(name))
+
+
+@flax.struct.dataclass
+class AttentionInputs:
+  """What the operation of an attention site reads.
+
+  Attributes:
+    query: [batch, heads, queries, kv].
+    key: [batch, heads, keys, kv].
+    value: like `key`.
+    prefix_key: [heads, prefix, kv] or [batch, heads, prefix, kv] keys of a delta in front, or None.
+    prefix_value: like `prefix_key`.
+  """
+
+  query: jax.Array
+  key: jax.Array
+  value: jax.Array
+  prefix_key: jax.Array | None = None
+  prefix_value: jax.Array | None = None
+
+  def with_prefix(self, key: jax.Array, value: jax.Array) -> AttentionInputs:
+    """Puts more rows in front."""
+    if self.prefix_key is not None:
+      key, value = _in_front(key, self.prefix_key), _in_front(value, self.prefix_value)
+    return self.replace(prefix_key=key, prefix_value=value)
+
+
+def _in_front(first: jax.Array, second: jax.Array) -> jax.Array:
+  if first.ndim != second.ndim:
+    batch = max((a for a in (first, second)), key=lambda a: a.ndim).shape[:1]
+    spread = lambda a: a if a.ndim == 4 else jnp.broadcast_to(a, batch + a.shape)
+    first, second = spread(first), spread(second)
+  return jnp.concatenate([first, second], axis=-2)
+
+
+@dataclasses.dataclass(frozen=True)
+class StackShape:
+  """Sizes of one stack of a backbone.
+
+  Attributes:
+    stack: `encoder` or `decoder`.
+    layers: number of layers.
+    embed: width of the residual stream.
+    heads: attention heads.
+    kv: width of a head.
+    mlp: width of the feed-forward activation.
+    dtype: dtype of the computation.
+  """
+
+  stack: str
+  layers: int
+  embed: int
+  heads: int
+  kv: int
+  mlp: int
+  dtype: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +128,7 @@ class Site:
 
   Attributes:
     path: name without the layer index, such as `encoder/mlp/wo`.
+    in_features: size of the last axis of the input.
     features: size of the last axis of the output.
     in_axis: logical name of the last axis of the input.
     out_axis: logical name of the last axis of the output.
@@ -71,6 +136,7 @@ class Site:
   """
 
   path: str
+  in_features: int
   features: int
   in_axis: str
   out_axis: str
@@ -82,17 +148,27 @@ class Site:
     return self.path.split('/', 1)[0]
 
 
-class DeltaConfig(Protocol):
-  """A hashable description of a delta; makes the modules that do the work."""
+class SiteDelta(Protocol):
+  """What a plan may place: a hashable description that makes the modules which do the work.
+
+  `deltas.base.Delta` implements all but the maths.
+  """
+
+  @property
+  def key_positions(self) -> int:
+    """Rows that it puts in front of the keys of an attention site."""
 
   def module(self, site: Site, name: str) -> nn.Module:
     """Returns a module with `__call__(base, x, context) -> (y, aux)`."""
 
-  def prepare(self, stack: str, name: str) -> nn.Module | None:
+  def stack_module(self, shape: StackShape, name: str) -> nn.Module | None:
     """Returns None or a module `__call__(context) -> (shared, per_layer)`, run once per stack.
 
     `per_layer` is a pytree whose leaves have a leading [layer] axis, or None.
     """
+
+  def model_module(self, shapes: Mapping[str, StackShape], name: str) -> nn.Module | None:
+    """Returns None or a module `__call__() -> arrays` for what the stacks share."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +184,7 @@ class Rule:
 
   name: str
   site: str
-  delta: DeltaConfig
+  delta: SiteDelta
   layers: tuple[tuple[str, int], ...] | None = None
 
   def at(self, stack: str, layer: int) -> bool:
@@ -129,6 +205,10 @@ class Plan:
   def for_layer(self, stack: str, layer: int) -> Plan:
     """Returns the plan without the rules that do not hold in this layer."""
     return Plan(tuple(rule for rule in self.rules if rule.at(stack, layer)))
+
+  def key_positions(self, path: str) -> int:
+    """Rows in front of the keys of an attention site."""
+    return sum(rule.delta.key_positions for rule in self.at(path))
 
   def outside_layers(self) -> Plan:
     """Returns the rules that also hold outside of layers: at embeddings, final norms, the head."""

@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from pemt_jax.models import layers
 from pemt_jax.models.layers import MASKED, Compute, fold_name
-from pemt_jax.models.sites import Aux, Plan, Site, SiteContext, call_site
+from pemt_jax.models.sites import Aux, Plan, Site, SiteContext, StackShape
 from pemt_jax.models.t5_config import T5Config
 from pemt_jax.models.t5_layers import Layer, LayerInputs, StackInputs, StackSpec
 
@@ -72,7 +72,8 @@ def stack_sites(config: T5Config, stack: str) -> list[str]:
   decoder = stack == 'decoder'
   paths = [] if decoder else ['encoder/embed']
   for kind in ['self_attention', 'cross_attention'][:2 if decoder else 1]:
-    paths += [f'{stack}/{kind}_norm'] + [f'{stack}/{kind}/{name}' for name in 'qkvo']
+    paths += [f'{stack}/{kind}_norm', f'{stack}/{kind}']
+    paths += [f'{stack}/{kind}/{name}' for name in 'qkvo']
   mlp = ['wi_0', 'wi_1', 'wo'] if config.gated else ['wi', 'wo']
   return paths + [f'{stack}/mlp_norm', *(f'{stack}/mlp/{n}' for n in mlp), f'{stack}/final_norm']
 
@@ -97,16 +98,22 @@ class Embedding(nn.Module):
     return jnp.take(self.embedding, tokens, axis=0)
 
 
-class EmbedSite(nn.Module):
-  """The place where deltas may change or extend the embeddings of a stack."""
+class ModelDeltas(nn.Module):
+  """What deltas share between the stacks."""
 
-  site: Site
   plan: Plan
+  shapes: tuple[StackShape, ...]
 
   @nn.compact
-  def __call__(self, base: Any, tokens: jax.Array, context: SiteContext) -> tuple[jax.Array, Aux]:
-    """Returns [batch, prompt + length, embed]; new positions stand in front."""
-    return call_site(self.plan, self.site, base, tokens, context)
+  def __call__(self) -> dict[str, Any]:
+    """Arrays by rule name; a rule that shares nothing is absent."""
+    found = {}
+    shapes = {shape.stack: shape for shape in self.shapes}
+    for rule in self.plan.rules:
+      module = None if rule.name in found else rule.delta.model_module(shapes, rule.name)
+      if module is not None:
+        found[rule.name] = module()
+    return found
 
 
 class Stack(nn.Module):
@@ -123,13 +130,12 @@ class Stack(nn.Module):
       setattr(self, segment_name(start, stop, self.depth), self._segment(start, stop))
     outside = dataclasses.replace(spec, plan=spec.plan.outside_layers())
     self.final_norm = outside.norm('final_norm')
-    self.embed = EmbedSite(spec.site('embed', config.embed, ('vocab', 'embed')), outside.plan)
+    self.embed = layers.OpenSite(spec.site('embed', ('vocab', 'embed')), outside.plan)
 
   @property
   def depth(self) -> int:
     """Number of layers."""
-    config = self.spec.config
-    return config.encoder_layers if self.spec.stack == 'encoder' else config.decoder_layers
+    return self.spec.shape.layers
 
   @property
   def segments(self) -> list[tuple[int, int]]:
@@ -158,7 +164,7 @@ class Stack(nn.Module):
       # Rules of one name are one delta whose form differs between layers; they share this.
       if rule.name in shared or not fnmatch.filter(sites, rule.site):
         continue
-      module = rule.delta.prepare(self.spec.stack, rule.name)
+      module = rule.delta.stack_module(self.spec.shape, rule.name)
       if module is not None:
         shared[rule.name], layered = module(context)
         if layered is not None:
@@ -178,6 +184,8 @@ class Stack(nn.Module):
     return carry, outputs
 
   def _inputs(self, context, shared, queries, keys, mask):
+    if self.spec.prefix:  # Rows that deltas put in front stand before position 0.
+      keys = jnp.concatenate([jnp.arange(-self.spec.prefix, 0), keys])
     bias = self.relative_bias(queries, keys)
     context = context.replace(shared=shared)
     cross_mask = None
@@ -221,13 +229,15 @@ class Stack(nn.Module):
     return shared, per_layer, keys, values
 
   def decode_step(self, x: jax.Array, position: jax.Array, cache: dict[str, jax.Array],
-                  memory: Memory) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """One cached step; x is [batch, beams, embed]."""
+                  memory: Memory,
+                  model: dict[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """One cached step; x is [batch, beams, embed], `model` what deltas share between stacks."""
     length = cache['key'].shape[3]
     encoded = memory.encoded
     context = SiteContext(
         jnp.ones(x.shape[:2], jnp.float32), encoded.rows, prompt_mask=encoded.prompt_mask,
-        encoder_mask=encoded.mask, encoder_states=encoded.states, task_ids=memory.task_ids)
+        encoder_mask=encoded.mask, encoder_states=encoded.states, task_ids=memory.task_ids,
+        model=model)
     keys = jnp.arange(length)
     mask = jnp.where(keys <= position, 0.0, MASKED)[None, None, None]
     inputs = self._inputs(context, memory.shared, position[None], keys, mask)
@@ -257,10 +267,13 @@ class T5(nn.Module):
     self.plan.check(self.sites(), self.depths())
     self.shared = Embedding(config.vocab_size, config.embed)
     self.encoder = Stack(spec)
-    self.decoder = Stack(dataclasses.replace(spec, stack='decoder'))
-    if not config.tied_head:
-      head = Site('lm_head', config.vocab_size, 'embed', 'vocab', spec.dtype)
-      self.lm_head = layers.Projection(head, self.plan.outside_layers(), 1.0)
+    decoder = dataclasses.replace(spec, stack='decoder')
+    self.decoder = Stack(decoder)
+    self.deltas = ModelDeltas(self.plan, (spec.shape, decoder.shape))
+    head = Site('lm_head', config.embed, config.vocab_size, 'embed', 'vocab', spec.dtype)
+    outside = self.plan.outside_layers()
+    self.lm_head = (layers.OpenSite(head, outside) if config.tied_head
+                    else layers.Projection(head, outside, 1.0))
 
   def depths(self) -> dict[str, int]:
     """Number of layers of each stack."""
@@ -268,8 +281,8 @@ class T5(nn.Module):
 
   def sites(self) -> list[str]:
     """All site paths, without layer indices."""
-    return [path for stack in self.depths() for path in stack_sites(self.config, stack)] + (
-        [] if self.config.tied_head else ['lm_head'])
+    stacks = [path for stack in self.depths() for path in stack_sites(self.config, stack)]
+    return [*stacks, 'lm_head']
 
   def encode(self, inputs: jax.Array, inputs_mask: jax.Array,
              task_ids: jax.Array | None = None, key: jax.Array | None = None) -> Encoded:
@@ -282,7 +295,7 @@ class T5(nn.Module):
       key: dropout key; None means deterministic.
     """
     rows = jnp.max(inputs_mask, axis=1).astype(jnp.float32)
-    context = SiteContext(inputs_mask, rows, task_ids=task_ids, key=key)
+    context = SiteContext(inputs_mask, rows, task_ids=task_ids, key=key, model=self.deltas())
     x, aux = self.encoder.embed(self.shared, inputs, context)
     prompt = x.shape[1] - inputs.shape[1]
     prompt_mask, offset = None, 0
@@ -306,7 +319,7 @@ class T5(nn.Module):
     """
     context = SiteContext(
         decoder_mask, encoded.rows, prompt_mask=encoded.prompt_mask, encoder_states=encoded.states,
-        encoder_mask=encoded.mask, task_ids=task_ids, key=key)
+        encoder_mask=encoded.mask, task_ids=task_ids, key=key, model=self.deltas())
     if encoded.prompt_mask is not None:
       size = encoded.prompt_mask.shape[0]
       context = context.replace(offset=size - jnp.sum(encoded.prompt_mask).astype(jnp.int32))
@@ -319,9 +332,9 @@ class T5(nn.Module):
     if not self.config.tied_head:
       logits, aux = self.lm_head(x, context)
       return logits.astype(jnp.float32), aux
-    x = x * self.config.embed**-0.5
     table = self.shared.embedding.astype(x.dtype)
-    return jnp.einsum('...d,vd->...v', x, table, preferred_element_type=jnp.float32), {}
+    base = lambda x: jnp.einsum('...d,vd->...v', x, table, preferred_element_type=jnp.float32)
+    return self.lm_head(base, x * self.config.embed**-0.5, context)
 
   def __call__(self, inputs: jax.Array, inputs_mask: jax.Array, decoder_inputs: jax.Array,
                decoder_mask: jax.Array, task_ids: jax.Array | None = None,
@@ -342,7 +355,8 @@ class T5(nn.Module):
     """
     context = SiteContext(
         jnp.ones((encoded.mask.shape[0], 1)), encoded.rows, prompt_mask=encoded.prompt_mask,
-        encoder_states=encoded.states, encoder_mask=encoded.mask, task_ids=task_ids)
+        encoder_states=encoded.states, encoder_mask=encoded.mask, task_ids=task_ids,
+        model=self.deltas())
     shared, per_layer, keys, values = self.decoder.cross_memory(context)
     config = self.config
     shape = (config.decoder_layers, rows, config.heads, max_length, config.kv)
@@ -354,6 +368,9 @@ class T5(nn.Module):
     """One cached step for [rows] hypotheses; returns logits [rows, vocab] float32 and the cache."""
     batch = memory.encoded.mask.shape[0]
     x = self.shared(tokens.reshape(batch, -1)).astype(self.compute.dtype)
-    x, cache = self.decoder.decode_step(x, position, cache, memory)
-    logits, _ = self.head(x, SiteContext(jnp.ones(x.shape[:2]), memory.encoded.rows))
+    model = self.deltas()
+    x, cache = self.decoder.decode_step(x, position, cache, memory, model)
+    context = SiteContext(jnp.ones(x.shape[:2]), memory.encoded.rows, task_ids=memory.task_ids,
+                          model=model)
+    logits, _ = self.head(x, context)
     return logits.reshape(tokens.shape[0], -1), cache

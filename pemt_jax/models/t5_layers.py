@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pemt_jax.models import layers
-from pemt_jax.models.layers import Compute, Projection, RMSNorm
-from pemt_jax.models.sites import Aux, Plan, Site, SiteContext
+from pemt_jax.models.layers import Compute, OpenSite, Projection, RMSNorm
+from pemt_jax.models.sites import (
+    Aux, AttentionInputs, Plan, Site, SiteContext, StackShape)
 from pemt_jax.models.t5_config import T5Config
 
 ACTIVATIONS = {'relu': jax.nn.relu, 'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True)}
@@ -41,7 +42,7 @@ class StackInputs:
 
   Attributes:
     context: what deltas may read.
-    bias: [1, heads, queries, keys] relative position bias.
+    bias: [1, heads, queries, prefix + keys] relative position bias of self-attention.
     mask: broadcastable to [batch, heads, queries, keys]; 0 where attention may look.
     cross_mask: the same for cross-attention, or None.
     position: [] position of a cached decoding step, or None.
@@ -68,18 +69,35 @@ class StackSpec:
     """dtype of activations."""
     return jnp.dtype(self.compute.dtype)
 
-  def site(self, name: str, features: int, axes: tuple[str, str]) -> Site:
-    """Returns a site of this stack."""
-    return Site(f'{self.stack}/{name}', features, axes[0], axes[1], self.dtype)
+  @property
+  def shape(self) -> StackShape:
+    """Sizes of this stack."""
+    config = self.config
+    layers_ = config.encoder_layers if self.stack == 'encoder' else config.decoder_layers
+    return StackShape(self.stack, layers_, config.embed, config.heads, config.kv, config.mlp,
+                      self.dtype)
 
-  def projection(self, name: str, features: int, axes: tuple[str, str],
-                 stddev: float) -> Projection:
+  @property
+  def prefix(self) -> int:
+    """Most rows that a layer's deltas put in front of the keys of self-attention."""
+    path = f'{self.stack}/self_attention'
+    return max(self.plan.for_layer(self.stack, layer).key_positions(path)
+               for layer in range(self.shape.layers))
+
+  def site(self, name: str, axes: tuple[str, str]) -> Site:
+    """Returns a site of this stack."""
+    config = self.config
+    sizes = {'embed': config.embed, 'mlp': config.mlp, 'joined_kv': config.joined_kv,
+             'vocab': config.vocab_size}
+    return Site(f'{self.stack}/{name}', sizes[axes[0]], sizes[axes[1]], *axes, self.dtype)
+
+  def projection(self, name: str, axes: tuple[str, str], stddev: float) -> Projection:
     """Returns a projection of this stack."""
-    return Projection(self.site(name, features, axes), self.plan, stddev)
+    return Projection(self.site(name, axes), self.plan, stddev)
 
   def norm(self, name: str) -> RMSNorm:
     """Returns a norm of this stack."""
-    site = self.site(name, self.config.embed, ('embed', 'embed'))
+    site = self.site(name, ('embed', 'embed'))
     return RMSNorm(site, self.plan, self.config.norm_epsilon)
 
   def drop(self, x: jax.Array, context: SiteContext, name: str) -> jax.Array:
@@ -98,11 +116,12 @@ class Attention(nn.Module):
 
   def setup(self):
     config, spec = self.spec.config, self.spec
-    inner, into, out = config.joined_kv, ('embed', 'joined_kv'), ('joined_kv', 'embed')
-    self.q = spec.projection(f'{self.kind}/q', inner, into, (config.embed * config.kv)**-0.5)
-    self.k = spec.projection(f'{self.kind}/k', inner, into, config.embed**-0.5)
-    self.v = spec.projection(f'{self.kind}/v', inner, into, config.embed**-0.5)
-    self.o = spec.projection(f'{self.kind}/o', config.embed, out, inner**-0.5)
+    into, out = ('embed', 'joined_kv'), ('joined_kv', 'embed')
+    self.q = spec.projection(f'{self.kind}/q', into, (config.embed * config.kv)**-0.5)
+    self.k = spec.projection(f'{self.kind}/k', into, config.embed**-0.5)
+    self.v = spec.projection(f'{self.kind}/v', into, config.embed**-0.5)
+    self.o = spec.projection(f'{self.kind}/o', out, config.joined_kv**-0.5)
+    self.attend = OpenSite(spec.site(self.kind, ('joined_kv', 'joined_kv')), spec.plan)
 
   def keys_values(self, states: jax.Array,
                   context: SiteContext) -> tuple[jax.Array, jax.Array, Aux]:
@@ -123,19 +142,51 @@ class Attention(nn.Module):
       offsets = {3: context.offset}
     return layers.fold_name(context.key, f'{self.kind}/weights'), offsets
 
-  def mix(self, x: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array,
-          context: SiteContext) -> tuple[jax.Array, Aux]:
-    """Queries from [batch, length, embed] attend to keys and values; returns the same shape."""
+  def mix(self, x: jax.Array, memory: tuple[jax.Array, jax.Array],
+          bias: tuple[jax.Array | None, jax.Array], context: SiteContext) -> tuple[jax.Array, Aux]:
+    """Attention of [batch, length, embed] to keys and values.
+
+    Args:
+      x: states that ask.
+      memory: keys and values [batch, heads, keys, kv].
+      bias: of the rows that deltas put in front (None for zeros) and of the keys.
+      context: of the layer.
+
+    Returns:
+      [batch, length, embed] and auxiliaries.
+    """
     query, query_aux = self.q(x, context)
     query = layers.split_heads(query, self.spec.config.heads)
-    mixed = layers.attend(query, key, value, bias, self.spec.config.dropout, self.rng(context))
+    inputs = AttentionInputs(query, *memory)
+    mixed, aux = self._attend(inputs, bias, context, self.spec.config.dropout)
     out, out_aux = self.o(mixed, context)
-    return out, query_aux | out_aux
+    return out, query_aux | aux | out_aux
+
+  def _attend(self, inputs, bias, context, rate):
+    """The site of attention itself."""
+    front, bias = bias
+
+    def base(inputs):
+      own, rows = front, inputs.query.shape[0]
+      if inputs.prefix_key is not None:
+        if own is not None:  # A layer may have fewer rows in front than others of its stack.
+          own = own[..., own.shape[-1] - inputs.prefix_key.shape[-2]:]
+        if inputs.prefix_key.ndim == 4 and inputs.prefix_key.shape[0] != rows:
+          spread = lambda a: jnp.repeat(a, rows // a.shape[0], axis=0)  # one copy for each beam
+          inputs = inputs.replace(prefix_key=spread(inputs.prefix_key),
+                                  prefix_value=spread(inputs.prefix_value))
+      return layers.attend(inputs, bias, own, rate, self.rng(context))
+
+    return self.attend(base, inputs, context)
+
+  def _self_bias(self, inputs):
+    prefix = self.spec.prefix
+    return inputs.bias[..., :prefix], inputs.bias[..., prefix:] + inputs.mask
 
   def __call__(self, x: jax.Array, inputs: StackInputs) -> tuple[jax.Array, Aux]:
     """Self-attention over the whole sequence."""
     key, value, aux = self.keys_values(x, inputs.context)
-    out, more = self.mix(x, key, value, inputs.bias + inputs.mask, inputs.context)
+    out, more = self.mix(x, (key, value), self._self_bias(inputs), inputs.context)
     return out, aux | more
 
   def cached(self, x: jax.Array, inputs: StackInputs, cache: dict[str, jax.Array],
@@ -162,10 +213,10 @@ class Attention(nn.Module):
              for name, array in cache.items()}
     key, value = (jax.lax.dynamic_index_in_dim(cache[name], index, 0, keepdims=False)
                   for name in ('key', 'value'))
-    mixed = layers.attend(layers.split_heads(rows(query), heads), key, value,
-                          inputs.bias + inputs.mask, 0.0, (None, {}))
-    out, a3 = self.o(mixed.reshape(batch, beams, -1), inputs.context)
-    return out, cache, a0 | a1 | a2 | a3
+    attention = AttentionInputs(layers.split_heads(rows(query), heads), key, value)
+    mixed, a3 = self._attend(attention, self._self_bias(inputs), inputs.context, 0.0)
+    out, a4 = self.o(mixed.reshape(batch, beams, -1), inputs.context)
+    return out, cache, a0 | a1 | a2 | a3 | a4
 
 
 class MLP(nn.Module):
@@ -177,11 +228,11 @@ class MLP(nn.Module):
     config, spec = self.spec.config, self.spec
     into, stddev = ('embed', 'mlp'), config.embed**-0.5
     if config.gated:
-      self.wi_0 = spec.projection('mlp/wi_0', config.mlp, into, stddev)
-      self.wi_1 = spec.projection('mlp/wi_1', config.mlp, into, stddev)
+      self.wi_0 = spec.projection('mlp/wi_0', into, stddev)
+      self.wi_1 = spec.projection('mlp/wi_1', into, stddev)
     else:
-      self.wi = spec.projection('mlp/wi', config.mlp, into, stddev)
-    self.wo = spec.projection('mlp/wo', config.embed, ('mlp', 'embed'), config.mlp**-0.5)
+      self.wi = spec.projection('mlp/wi', into, stddev)
+    self.wo = spec.projection('mlp/wo', ('mlp', 'embed'), config.mlp**-0.5)
 
   def __call__(self, x: jax.Array, context: SiteContext) -> tuple[jax.Array, Aux]:
     """[batch, length, embed] -> same shape."""
@@ -234,10 +285,11 @@ class Layer(nn.Module):
     inputs = inputs.replace(context=context)
     x = nn.with_logical_constraint(x, ('act_batch', 'act_length', 'act_embed'))
     normed, auxiliaries = self.self_attention_norm(x, context)
+    reading = inputs.replace(context=context.replace(sublayer_input=normed))
     if cache is None:
-      y, aux = self.self_attention(normed, inputs)
+      y, aux = self.self_attention(normed, reading)
     else:
-      y, cache, aux = self.self_attention.cached(normed, inputs, cache, layer.index)
+      y, cache, aux = self.self_attention.cached(normed, reading, cache, layer.index)
     x = x + spec.drop(y, context, 'self_attention')
     auxiliaries |= aux
     if spec.stack == 'decoder':
@@ -257,5 +309,6 @@ class Layer(nn.Module):
       auxiliaries |= aux
     else:
       key, value = layer.cross_keys, layer.cross_values
-    y, aux = self.cross_attention.mix(normed, key, value, inputs.cross_mask, context)
+    y, aux = self.cross_attention.mix(normed, (key, value), (None, inputs.cross_mask),
+                                      context.replace(sublayer_input=normed))
     return y, auxiliaries | aux

@@ -14,7 +14,7 @@ from pemt_jax.models.sites import Site, SiteContext
 from tests import tiny
 
 MLP, EMBED = 50, 20
-SITE = Site('encoder/mlp/wo', EMBED, 'mlp', 'embed', jnp.float32)
+SITE = Site('encoder/mlp/wo', MLP, EMBED, 'mlp', 'embed', jnp.float32)
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(2, 3, MLP)).astype(np.float32)
 NORMED = RNG.normal(size=(2, 3, EMBED)).astype(np.float32)

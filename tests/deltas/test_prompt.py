@@ -14,7 +14,7 @@ from pemt_jax.models.sites import Site, SiteContext
 from tests import tiny
 
 EMBED, LENGTHS = 8, (4, 6, 5)
-SITE = Site('encoder/embed', EMBED, 'vocab', 'embed', jnp.float32)
+SITE = Site('encoder/embed', 1, EMBED, 'vocab', 'embed', jnp.float32)
 RNG = np.random.default_rng(0)
 TABLE = RNG.normal(size=(5, EMBED)).astype(np.float32)
 SOURCES = [RNG.normal(size=(length, EMBED)).astype(np.float32) for length in LENGTHS]

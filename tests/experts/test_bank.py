@@ -18,7 +18,7 @@ from pemt_jax.models.sites import Site, SiteContext
 from tests import tiny
 
 COUNT, WIDTH, MLP, EMBED = 3, 4, 10, 6
-SITE = Site('encoder/mlp/wo', EMBED, 'mlp', 'embed', jnp.float32)
+SITE = Site('encoder/mlp/wo', MLP, EMBED, 'mlp', 'embed', jnp.float32)
 FORMS = {'lora': LoRAExperts(WIDTH, 0.7), 'adapter': AdapterExperts(WIDTH)}
 SINGLE = {'lora': LoRA(WIDTH, 0.7), 'adapter': ParallelAdapter(Bottleneck(WIDTH))}
 

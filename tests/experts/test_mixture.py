@@ -10,7 +10,7 @@ import pytest
 from pemt_jax.deltas.adapter import Bottleneck
 from pemt_jax.experts.bank import AdapterExperts, LoRAExperts
 from pemt_jax.experts.mixture import SourceMixture, pool_prompt
-from pemt_jax.models.sites import Site, SiteContext
+from pemt_jax.models.sites import Site, SiteContext, StackShape
 from tests import tiny
 
 ROWS, LENGTH, MLP, EMBED, COUNT, RANK = 3, 6, 10, 8, 3, 4
@@ -24,10 +24,10 @@ PROMPT_MASK = np.array([0, 1, 1], np.float32)
 def act(config, mask=MASK, rows=np.ones(ROWS, np.float32), prompt_mask=PROMPT_MASK,
         stack='encoder', params=None):
   """(output, auxiliaries, parameters) of the mixture at one layer's `wo`."""
-  site = Site(f'{stack}/mlp/wo', EMBED, 'mlp', 'embed', jnp.float32)
+  site = Site(f'{stack}/mlp/wo', MLP, EMBED, 'mlp', 'embed', jnp.float32)
   context = SiteContext(mask, rows, prompt_mask=prompt_mask, sublayer_input=NORMED,
                         encoder_states=NORMED)
-  prepared = config.prepare(stack, 'pemt')
+  prepared = config.stack_module(StackShape(stack, 1, EMBED, 2, 4, MLP, jnp.float32), 'pemt')
   if prepared is not None:
     context = context.replace(shared={'pemt': prepared.apply({}, context)[0]})
   module = config.module(site, 'pemt')

@@ -12,6 +12,7 @@ from hypothesis import given, strategies as st
 from jax.extend import random as jax_random
 
 from pemt_jax.models import layers
+from pemt_jax.models.sites import AttentionInputs
 
 KEY = jax.random.key(11)
 drop = jax.jit(layers.dropout, static_argnums=(1,))
@@ -109,7 +110,7 @@ def test_relative_buckets_follow_the_definition(bidirectional, buckets, max_dist
 
 @functools.partial(jax.jit, static_argnums=4)
 def attend(query, key, value, bias, rate):
-  return layers.attend(query, key, value, bias, rate, (None, {}))
+  return layers.attend(AttentionInputs(query, key, value), bias, None, rate, (None, {}))
 
 
 @given(st.integers(0, 100))
