@@ -1,4 +1,4 @@
-"""Similarity of a source expert to a target task (Lv et al. 2023, ACL short 24), all sources at once.
+"""Similarity of source experts to target tasks (Lv et al. 2023, ACL short 24), all at once.
 
 Metrics of predictions and gradients take the sources as one tree with a leading [source] axis and
 run them through one program, some at a time, so that the logits of a few sources exist together and
