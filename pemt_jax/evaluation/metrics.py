@@ -176,8 +176,10 @@ def get_metric(name: str) -> Metric:
   Raises:
     UserError: there is no such metric.
   """
-  if name in METRICS:
-    return METRICS[name]
+  from pemt_jax.evaluation.answers import ANSWER_METRICS  # It is built on this module.
+  known = {**METRICS, **ANSWER_METRICS}
+  if name in known:
+    return known[name]
   call = re.fullmatch(r'(\w+)\((\w+)\)', name)
   if call and call[1] == 'mean_multiclass_f1' and call[2].isdigit():
     return functools.partial(mean_multiclass_f1, classes=int(call[2]))

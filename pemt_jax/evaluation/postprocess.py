@@ -37,7 +37,7 @@ def multirc_groups(predictions: Sequence[str], examples: Sequence[Example]
 
 def all_answers(predictions: Sequence[str], examples: Sequence[Example]
                 ) -> tuple[list[Any], list[Any]]:
-  """Accepts every gold answer of a row (ReCoRD)."""
+  """Accepts every gold answer of a row (ReCoRD, few-shot gym)."""
   return [item.strip() for item in predictions], [
       list(example.extra.get('answers') or [example.target]) for example in examples]
 

@@ -48,7 +48,7 @@ class AdafactorState(NamedTuple):
   """Moments of `adafactor`; each field is a tree with the structure of the parameters.
 
   With [rows...] the axes that index separate tensors: of matrices `row` and `column` hold the
-  factors of the second moment, of vectors `whole` holds all of it; the unused ones are [rows..., 1].
+  factors of the second moment, of vectors `whole` holds all of it; unused ones are [rows..., 1].
   """
 
   count: Any   # [rows...] int32, updates made so far
