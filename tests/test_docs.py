@@ -106,7 +106,7 @@ def stage_keys(stage: str) -> dict[str, object]:
 
 def wrong_key(key: str) -> str | None:
   """A sentence if no stage has the dotted key."""
-  known = {name for stage in stage_config.STAGES for name in stage_keys(stage)}
+  known = {name for stage in stage_config.stage_names() for name in stage_keys(stage)}
   if PLACEHOLDER.fullmatch(key) or any(fnmatch.fnmatchcase(key, name) for name in known):
     return None
   return f'no stage has the config key {key}'

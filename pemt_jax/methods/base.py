@@ -19,6 +19,8 @@ Metrics = dict[str, jax.Array]
 Observe = Callable[[Aux, jax.Array], Metrics]
 Auxiliary = Callable[[Aux, jax.Array], tuple[jax.Array, Metrics]]
 
+FROZEN = ('.*', 'frozen')  # last trainable rule of a method that leaves the backbone as it is
+
 
 def no_auxiliary(aux: Aux, rows: jax.Array) -> tuple[jax.Array, Metrics]:
   """No extra loss, no extra metrics."""

@@ -8,8 +8,8 @@ from pemt_jax.deltas.adapter import ACTIVATIONS, Adapter, Bottleneck
 from pemt_jax.deltas.lora import LoRA
 from pemt_jax.deltas.prompt import Prompt
 from pemt_jax.errors import number, one_of
-from pemt_jax.methods.base import Method
-from pemt_jax.methods.pemt import FROZEN, NORMS, PROMPT
+from pemt_jax.methods.base import FROZEN, Method
+from pemt_jax.methods.pemt import NORMS, PROMPT
 from pemt_jax.models.sites import Plan, Rule
 from pemt_jax.models.t5_config import T5Config
 

@@ -17,11 +17,10 @@ from pemt_jax.deltas.prompt import Prompt
 from pemt_jax.errors import UserError, number, one_of
 from pemt_jax.experts.bank import AdapterExperts, LoRAExperts
 from pemt_jax.experts.mixture import SourceMixture
-from pemt_jax.methods.base import Auxiliary, Method, Metrics
+from pemt_jax.methods.base import FROZEN, Auxiliary, Method, Metrics
 from pemt_jax.models.sites import Aux, Plan, Rule
 from pemt_jax.models.t5_config import T5Config
 
-FROZEN = ('.*', 'frozen')
 NORMS = (r'(encoder|decoder)/(.*/)?\w+_norm/scale', 'norm')
 PROMPT = ('encoder/embed/prompt/table', 'prompt')
 

@@ -18,7 +18,7 @@ from pemt_jax.models.segments import cut, join, join_shapes
 from pemt_jax.models.sites import plan_as_json
 from pemt_jax.stages.backbone import Backbone, load_backbone
 from pemt_jax.stages.build import Stage, build
-from pemt_jax.stages.config import STAGES, base_config
+from pemt_jax.stages.config import base_config, is_stage, stage_names
 from pemt_jax.stages.prompts import trim
 from pemt_jax.stages.sources import COPIES, PROMPT
 from pemt_jax.trees import Tree, flatten, unflatten
@@ -111,10 +111,10 @@ def config_of(card: ExpertCard) -> mlc.ConfigDict:
   """
   if 'config' in card.extra:
     return config_from_json(card.extra['config'])
-  if card.method not in STAGES:
+  if not is_stage(card.method):
     raise UserError(f"expert '{card.name}' is of method '{card.method}', which is none of"
-                    f" {', '.join(STAGES)}; install the version of pemt_jax that wrote it.")
-  known = {field.name for field in dataclasses.fields(STAGES[card.method])}
+                    f" {', '.join(stage_names())}; install the version of pemt_jax that wrote it.")
+  known = set(base_config(card.method).method)
   options = {name: value for name, value in card.extra.get('options', {}).items() if name in known}
   return config_from_json(
       {'stage': card.method, 'method': options, 'model': {'name': card.backbone_id}})

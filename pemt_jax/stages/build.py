@@ -11,7 +11,7 @@ import numpy as np
 from flax import linen as nn
 
 from pemt_jax.data.pipeline import stack_batches
-from pemt_jax.methods import baselines, pemt
+from pemt_jax.methods import baselines, pemt, zoo
 from pemt_jax.methods.base import Method, boxed_shapes, initialiser, make_loss
 from pemt_jax.models.layers import fold_name
 from pemt_jax.models.segments import cut
@@ -134,9 +134,11 @@ def make_method(config: mlc.ConfigDict, backbone: Backbone, prompt_length: int,
   options = options_of(config)
   if config.stage == 'pemt/stage2':
     return pemt.stage2(options, backbone.config, prompt_length, sources.shape)
-  makers = {'pemt/stage1': pemt.stage1, 'adapter': baselines.adapter, 'lora': baselines.lora,
-            'prompt': baselines.prompt}
-  return makers.get(config.stage, baselines.full)(options, backbone.config, prompt_length)
+  if config.stage == 'pemt/stage1':
+    return pemt.stage1(options, backbone.config, prompt_length)
+  if config.stage == 'span_corruption':
+    return baselines.full(options, backbone.config, prompt_length)
+  return zoo.make(config.stage, options, backbone.config, prompt_length)
 
 
 def build(config: mlc.ConfigDict, workdir: str | pathlib.Path,

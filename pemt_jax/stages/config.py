@@ -12,18 +12,14 @@ from ml_collections import config_dict
 from pemt_jax.data.datasets import DataConfig
 from pemt_jax.data.tasks import SPLITS, get_task
 from pemt_jax.errors import UserError
-from pemt_jax.methods import baselines, pemt
+from pemt_jax.methods import baselines, pemt, zoo
 from pemt_jax.models.decoding import GenerationConfig
 from pemt_jax.training.config import default_train_config
 
-# stage -> options of its method
+# stage -> options of its method; beside them stand the names of `methods.zoo`, joined by '+'
 STAGES = {
     'pemt/stage1': pemt.Stage1Options,
     'pemt/stage2': pemt.Stage2Options,
-    'adapter': baselines.AdapterOptions,
-    'lora': baselines.LoRAOptions,
-    'prompt': baselines.PromptOptions,
-    'full': baselines.FullOptions,
     'span_corruption': baselines.FullOptions,
 }
 
@@ -32,9 +28,20 @@ STAGES = {
 _OWN_TRAIN_FIELDS = ('steps', 'epochs', 'learning_rate', 'warmup_steps')
 
 
+def stage_names() -> tuple[str, ...]:
+  """Stages by name; those of the zoo may also be joined by '+'."""
+  return (*STAGES, *zoo.ZOO)
+
+
+def is_stage(stage: str) -> bool:
+  """Whether there is such a stage."""
+  return stage in STAGES or bool(zoo.names_of(stage))
+
+
 def _require_stage(stage: str) -> None:
-  if stage not in STAGES:
-    raise UserError(f"stage '{stage}' is unknown; choose one of {', '.join(STAGES)}.")
+  if not is_stage(stage):
+    raise UserError(f"stage '{stage}' is unknown; choose one of {', '.join(STAGES)}, or one or"
+                    f" several, joined by '+', of {', '.join(zoo.ZOO)}.")
 
 
 def optional(value: Any, kind: type) -> config_dict.FieldReference:
@@ -53,6 +60,17 @@ def _fields(instance: Any, kinds: dict[str, type]) -> mlc.ConfigDict:
       value = mlc.ConfigDict(value)
     config[field.name] = value
   return config
+
+
+def _method_fields(stage: str) -> mlc.ConfigDict:
+  """Options of the stage's method; those of several names stand below each name."""
+  kinds = {'encoder_layers': tuple, 'decoder_layers': tuple}
+  if stage in STAGES:
+    return _fields(STAGES[stage](), kinds)
+  options = zoo.default_options(stage)
+  if len(options) == 1:
+    return _fields(options[stage], kinds)
+  return mlc.ConfigDict({name: _fields(value, kinds) for name, value in options.items()})
 
 
 def base_config(stage: str) -> mlc.ConfigDict:
@@ -80,7 +98,7 @@ def base_config(stage: str) -> mlc.ConfigDict:
   model.frozen_dtype = 'float32'  # 'float32' | 'bfloat16' storage of frozen parameters
   model.scan_layers = True        # loop over layers by scan; False unrolls
   model.remat = False             # recompute activations in the backward pass
-  config.method = _fields(STAGES[stage](), {'encoder_layers': tuple, 'decoder_layers': tuple})
+  config.method = _method_fields(stage)
   config.prompt = prompt = mlc.ConfigDict()
   prompt.init = 'vocab'           # 'vocab' rows | 'normal' (published behaviour) | 'uniform'
   prompt.length = 0               # tokens; 0 takes the number of tokens of the description
@@ -116,18 +134,31 @@ def base_config(stage: str) -> mlc.ConfigDict:
 
 
 def options_of(config: mlc.ConfigDict) -> Any:
-  """Returns the method's options as a dataclass.
+  """Returns the method's options: a dataclass, or {name: dataclass} of several joined names.
 
   Raises:
     UserError: an unknown stage, or options of another one.
   """
   _require_stage(config.stage)
-  values = {name: tuple(value) if isinstance(value, list) else value
-            for name, value in config.method.items()}
-  if set(values) != {field.name for field in dataclasses.fields(STAGES[config.stage])}:
+  if config.stage in STAGES:
+    return _as_options(STAGES[config.stage], config.method, config.stage)
+  kinds = {name: zoo.ZOO[name].options for name in zoo.names_of(config.stage)}
+  if len(kinds) == 1:
+    return _as_options(kinds[config.stage], config.method, config.stage)
+  if set(config.method) != set(kinds):
     raise UserError(f"config.method does not hold the options of stage '{config.stage}'; choose a"
                     ' config file of that stage.')
-  return STAGES[config.stage](**values)
+  return {name: _as_options(kind, config.method[name], config.stage)
+          for name, kind in kinds.items()}
+
+
+def _as_options(kind: type, fields: mlc.ConfigDict, stage: str) -> Any:
+  values = {name: tuple(value) if isinstance(value, list) else value
+            for name, value in fields.items()}
+  if set(values) != {field.name for field in dataclasses.fields(kind)}:
+    raise UserError(f"config.method does not hold the options of stage '{stage}'; choose a"
+                    ' config file of that stage.')
+  return kind(**values)
 
 
 def data_config(config: mlc.ConfigDict, seed: int | None = None) -> DataConfig:

@@ -1,0 +1,74 @@
+"""Banks whose experts are chosen by the task of each row: batches of mixed tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from pemt_jax.deltas.base import Delta, Values, Weights
+from pemt_jax.models.sites import Aux, Base, Site, SiteContext, StackShape
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskBank(Delta):
+  """`count` experts of one delta; row b of a batch uses expert `task_ids[b]`.
+
+  Weights have a leading `expert` axis, behind the axis of layers. What a delta prepares is
+  prepared once for every expert. Constants are shared, so prompts of a bank have one length.
+  """
+
+  delta: Delta
+  count: int
+
+  @property
+  def key_positions(self) -> int:
+    """Those of the delta."""
+    return self.delta.key_positions
+
+  def _stack(self, weights: Weights) -> Weights:
+    return {name: weight if weight.constant else weight.stacked(self.count)
+            for name, weight in weights.items()}
+
+  def weights(self, site: Site) -> Weights:
+    """[expert, ...] of the delta's."""
+    return self._stack(self.delta.weights(site))
+
+  def stack_weights(self, shape: StackShape) -> Weights:
+    """[expert, ...] of the delta's."""
+    return self._stack(self.delta.stack_weights(shape))
+
+  def model_weights(self, shapes: Mapping[str, StackShape]) -> Weights:
+    """[expert, ...] of the delta's."""
+    return self._stack(self.delta.model_weights(shapes))
+
+  def stack_module(self, shape: StackShape, name: str) -> Any:
+    """As the delta: nothing where it prepares nothing."""
+    return super().stack_module(shape, name) if self.delta.stack_module(shape, name) else None
+
+  def prepare(self, values: Values, shape: StackShape, context: SiteContext) -> tuple[Any, Any]:
+    """The delta's arrays of every expert: shared [expert, ...], per_layer [layer, expert, ...]."""
+    shared, per_layer = jax.vmap(
+        lambda own, model: self.delta.prepare(own, shape, context.replace(model=model)),
+        out_axes=(0, 1))(values, context.model)
+    return shared, per_layer
+
+  def act(self, values: Values, base: Base, x: Any, context: SiteContext,
+          site: Site) -> tuple[Any, Aux]:
+    """Each row with the values of its expert."""
+    ids = context.task_ids
+    constants = {name for name, weight in self.delta.weights(site).items() if weight.constant}
+    own = {name: value if name in constants else rows_of(value, ids)
+           for name, value in values.items()}
+    pick = lambda tree: jax.tree.map(lambda a: rows_of(a, ids), tree)
+    context = context.replace(shared=pick(context.shared), per_layer=pick(context.per_layer),
+                              model=pick(context.model))
+    return self.delta.act(own, base, x, context, site)
+
+
+def rows_of(value: jax.Array, task_ids: jax.Array) -> jax.Array:
+  """Values [expert, ...] -> [batch, ...]; vectors become [batch, 1, features], see `deltas.base`."""
+  rows = value[task_ids]
+  return rows[:, None, :] if rows.ndim == 2 else rows

@@ -1,0 +1,117 @@
+"""Every way of tuning one expert by its config name; names join with '+'.
+
+`adapter+lora` trains both in one model. An entry is an options dataclass and a function from the
+options to a `Method`; a new one joins by a line of `ZOO`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from pemt_jax.errors import UserError
+from pemt_jax.methods import baselines
+from pemt_jax.methods.base import FROZEN, Auxiliary, Method, Observe
+from pemt_jax.models.sites import Plan
+from pemt_jax.models.t5_config import T5Config
+
+JOINT = '+'
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """One name of the zoo.
+
+  Attributes:
+    options: dataclass of its options.
+    make: (options, backbone config, prompt rows) -> method.
+    defaults: values that differ from those of the dataclass.
+  """
+
+  options: type
+  make: Callable[[Any, T5Config, int], Method]
+  defaults: tuple[tuple[str, Any], ...] = ()
+
+  def default_options(self) -> Any:
+    """The options that a config starts from."""
+    return self.options(**dict(self.defaults))
+
+
+ZOO: dict[str, Entry] = {
+    'adapter': Entry(baselines.AdapterOptions, baselines.adapter),
+    'lora': Entry(baselines.LoRAOptions, baselines.lora),
+    'prompt': Entry(baselines.PromptOptions, baselines.prompt),
+    'full': Entry(baselines.FullOptions, baselines.full),
+}
+
+
+def names_of(stage: str) -> tuple[str, ...]:
+  """Names of a stage such as `adapter+lora`; empty if it is none of the zoo.
+
+  Raises:
+    UserError: a name stands twice.
+  """
+  names = tuple(stage.split(JOINT))
+  if any(name not in ZOO for name in names):
+    return ()
+  if len(set(names)) != len(names):
+    raise UserError(f"stage '{stage}' has a name twice; give each once.")
+  return names
+
+
+def make(stage: str, options: Any, config: T5Config, prompt_length: int) -> Method:
+  """Returns the method of a stage.
+
+  Args:
+    stage: one name, or several joined by '+'.
+    options: of the one name, or {name: options}.
+    config: of the backbone.
+    prompt_length: rows of a prompt, padding included; read by stages that have one.
+  """
+  names = names_of(stage)
+  if len(names) == 1:
+    return ZOO[names[0]].make(options, config, prompt_length)
+  return combine(stage, [ZOO[name].make(options[name], config, prompt_length) for name in names])
+
+
+def combine(name: str, methods: Sequence[Method]) -> Method:
+  """One method whose plan and trainable rules are those of several.
+
+  Rules for all that is left stand last, whichever method they come from.
+  """
+  plan = Plan(tuple(rule for method in methods for rule in method.plan.rules))
+  tuned = list(dict.fromkeys(rule for method in methods for rule in method.tuned))
+  last = [rule for rule in tuned if rule[0] == FROZEN[0]]
+  chosen = [rule for rule in last if rule != FROZEN] or [FROZEN]
+  tuned = [rule for rule in tuned if rule not in last] + chosen[:1]
+  return Method(name, plan, tuple(tuned), _sum([m.auxiliary for m in methods]),
+                _join([m.observe for m in methods]))
+
+
+def _sum(parts: Sequence[Auxiliary]) -> Auxiliary:
+  def auxiliary(aux, rows):
+    total, metrics = jnp.zeros((), jnp.float32), {}
+    for part in parts:
+      loss, more = part(aux, rows)
+      total, metrics = total + loss, metrics | more
+    return total, metrics
+
+  return auxiliary
+
+
+def _join(parts: Sequence[Observe]) -> Observe:
+  def observe(aux, rows):
+    found: dict[str, Any] = {}
+    for part in parts:
+      found |= part(aux, rows)
+    return found
+
+  return observe
+
+
+def default_options(stage: str) -> Mapping[str, Any]:
+  """{name: default options} of a stage."""
+  return {name: ZOO[name].default_options() for name in names_of(stage)}
