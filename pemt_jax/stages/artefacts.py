@@ -146,6 +146,7 @@ def open_expert(folder: pathlib.Path, backbone: Backbone | None = None,
     config.seeds = (card.extra.get('seed', 0),)
     config.prompt.length = 0 if table is None else len(table)
     config.sources = tuple(map(str, _source_folders(folder, card)))
+    config.starts = ()
   place = folder.resolve()
   stage = build(config, place.parents[1] if place.parent.name == FOLDER else place, backbone)
   expected = stage.start.tuned_shapes()

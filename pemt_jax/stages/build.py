@@ -22,6 +22,7 @@ from pemt_jax.stages.config import generation_config, options_of
 from pemt_jax.stages.evaluate import Evaluator, make_predict
 from pemt_jax.stages.rows import ReplicaSpec, RowStore, replica_specs
 from pemt_jax.stages.sources import Sources, find_sources, load_sources
+from pemt_jax.stages.starts import start_values
 from pemt_jax.training.experiment import Experiment, Replica, make_replica
 from pemt_jax.training.rules import split_params
 from pemt_jax.training.state import replica_key
@@ -69,6 +70,9 @@ class Start:
       params = merge(params, {'encoder': {'embed': {'prompt': {'table': prompt}}}})
       constants = merge(constants, {'encoder': {'embed': {'prompt': {'mask': mask}}}})
     _, tuned = split_params(params, self._method.tuned)
+    if spec.start is not None:
+      tuned, more = start_values(spec.start, (self._backbone.name, self._backbone.hash), tuned)
+      tuned, constants = cut(tuned, self.tuned_shapes()), merge(constants, more)
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tuned), constants
 
 

@@ -82,7 +82,7 @@ def base_config(stage: str) -> mlc.ConfigDict:
   _require_stage(stage)
   config = mlc.ConfigDict()
   config.stage = stage
-  # Replicas: one for every task x seed x learning rate.
+  # Replicas: one for every task x start x seed x learning rate.
   config.tasks = ()               # task names
   config.seeds = (42,)            # >= 0; initialisation, dropout, data order
   config.learning_rates = ()      # peak rates; () takes train.learning_rate
@@ -104,6 +104,7 @@ def base_config(stage: str) -> mlc.ConfigDict:
   prompt.length = 0               # tokens; 0 takes the number of tokens of the description
   prompt.descriptions = mlc.ConfigDict()  # task -> sentence in place of the task's own
   config.sources = ()             # folders of source experts, in the order of the bank
+  config.starts = ()              # experts to start from, one replica for each; () starts afresh
   config.data = data = _fields(DataConfig(), {'root': str})
   for name in ('files', 'split_names'):
     data[name] = {split: optional(None, str) for split in SPLITS}

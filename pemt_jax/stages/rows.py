@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from pemt_jax.data.tasks import PLAYGROUND_PREFIX, get_task
 from pemt_jax.data.tokenizer import Tokenizer
 from pemt_jax.errors import UserError, number
 from pemt_jax.stages.config import data_config, for_task
+from pemt_jax.stages.starts import start_folder
 
 
 _COUNTS = ('batch_size', 'eval_batch_size', 'max_source_length', 'max_target_length', 'lookahead',
@@ -30,6 +32,7 @@ class ReplicaSpec:
     task: canonical task name.
     seed: of initialisation, dropout and data order.
     learning_rate: peak rate, or None for the config's.
+    start: folder of the expert that it starts from, or None.
     config: the config with the task's differences applied.
   """
 
@@ -37,14 +40,15 @@ class ReplicaSpec:
   task: str
   seed: int
   learning_rate: float | None
+  start: pathlib.Path | None
   config: mlc.ConfigDict
 
 
 def replica_specs(config: mlc.ConfigDict) -> tuple[ReplicaSpec, ...]:
-  """Returns task x seed x learning rate; names carry only what differs.
+  """Returns task x start x seed x learning rate; names carry only what differs.
 
   Raises:
-    UserError: no task, an unknown task, a replica that is given twice, a number out of its range.
+    UserError: no task, an unknown task, a start that is no expert, a replica that is given twice, a number out of its range.
   """
   if not config.tasks:
     raise UserError('the config names no task; set config.tasks to task names.')
@@ -55,12 +59,13 @@ def replica_specs(config: mlc.ConfigDict) -> tuple[ReplicaSpec, ...]:
   specs = []
   for task in tasks:
     own = for_task(config, task)
-    for seed in config.seeds:
-      for rate in rates:
-        name = task.replace('/', '-')
-        name += f'-seed{seed}' if len(config.seeds) > 1 else ''
-        name += f'-lr{rate:g}' if len(rates) > 1 else ''
-        specs.append(ReplicaSpec(name, task, seed, rate, own))
+    starts = [start_folder(start, task) for start in config.starts] or [None]
+    for start, seed, rate in itertools.product(starts, config.seeds, rates):
+      name = task.replace('/', '-')
+      name += f'-from-{start.name}' if len(starts) > 1 else ''
+      name += f'-seed{seed}' if len(config.seeds) > 1 else ''
+      name += f'-lr{rate:g}' if len(rates) > 1 else ''
+      specs.append(ReplicaSpec(name, task, seed, rate, start, own))
   _check(specs)
   return tuple(specs)
 
@@ -70,8 +75,8 @@ def _check(specs: Sequence[ReplicaSpec]) -> None:
   for spec in specs:
     number('config.seeds', spec.seed, spec.seed >= 0, 'of at least 0')
     if names.count(spec.name) > 1:
-      raise UserError(f"two replicas are called '{spec.name}'; list each seed of config.seeds and"
-                      ' each rate of config.learning_rates once.')
+      raise UserError(f"two replicas are called '{spec.name}'; list each seed of config.seeds,"
+                      ' each rate of config.learning_rates and each expert of config.starts once.')
     for field in _COUNTS:
       value = spec.config.data[field]
       least = min(value, default=1) if isinstance(value, tuple) else value

@@ -1,0 +1,68 @@
+"""Experts that training starts from: merged deltas, or experts of other tasks."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+
+import numpy as np
+
+from pemt_jax.errors import UserError
+from pemt_jax.experts import tree_files
+from pemt_jax.experts.library import CARD, FOLDER, check_backbone, load_expert
+from pemt_jax.models.segments import join_shapes
+from pemt_jax.stages.prompts import left_pad
+from pemt_jax.stages.sources import PROMPT
+from pemt_jax.trees import Tree, flatten, unflatten
+
+WITHOUT = 'without_'  # a merge that leaves a task out carries the task's name behind this
+
+
+def start_folder(start: str, task: str) -> pathlib.Path:
+  """Folder of the expert that a task starts from.
+
+  Args:
+    start: folder of an expert, or a folder or run with one `without_<task>` for each task.
+    task: canonical name.
+
+  Raises:
+    UserError: no expert there.
+  """
+  folder, name = pathlib.Path(start), WITHOUT + task.replace('/', '-')
+  for place in (folder, folder / name, folder / FOLDER / name):
+    if (place / CARD).is_file():
+      return place
+  raise UserError(f"config.starts holds '{start}', which is neither an expert nor a folder with an"
+                  f" expert '{name}'; give a folder that launch/merge.py or a stage wrote.")
+
+
+def start_values(folder: pathlib.Path, backbone: tuple[str, str], shapes: Tree) -> tuple[Tree, Tree]:
+  """Values of the expert as the first (tuned, constants) of a run.
+
+  Args:
+    folder: of the expert.
+    backbone: name and hash of the backbone in use.
+    shapes: tuned shapes of the run, canonical or cut into segments; prompts may be padded.
+
+  Returns:
+    Canonical trees of NumPy arrays.
+
+  Raises:
+    UserError: an expert of another backbone, of other places or of other sizes.
+  """
+  tuned, constants, card = _load(folder)
+  check_backbone(card, *backbone)
+  expected = flatten(join_shapes(shapes))
+  flat, state = flatten(tuned), flatten(constants)
+  table = f'{PROMPT}/table'
+  if table in flat and len(flat[table]) <= getattr(expected.get(table), 'shape', (0,))[0]:
+    flat[table], state[f'{PROMPT}/mask'] = left_pad(flat[table], expected[table].shape[0])
+  flat = {path: np.asarray(leaf, np.float32) for path, leaf in flat.items()}
+  tree_files.check_description(tree_files.describe(unflatten(flat)),
+                               tree_files.describe(unflatten(expected)), folder)
+  return unflatten(flat), unflatten(state)
+
+
+@functools.lru_cache(maxsize=64)
+def _load(folder: pathlib.Path):
+  return load_expert(folder)
