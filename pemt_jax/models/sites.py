@@ -35,6 +35,7 @@ class SiteContext:
     prompt_mask: [prompt] 1 for real prompt positions at the front of the encoder; None without
       a prompt. Padding of prompts stands on the left, so that distances to the text are kept.
     sublayer_input: [batch, length, embed] normalised input of the current sub-layer.
+    residual: [batch, length, embed] the same before the norm: the residual stream.
     encoder_states: [batch, source_length, embed] final encoder output (decoder only).
     encoder_mask: [batch, source_length] 1 for real encoder positions (decoder only).
     task_ids: [batch] task of each row, or None.
@@ -50,6 +51,7 @@ class SiteContext:
   rows: jax.Array
   prompt_mask: jax.Array | None = None
   sublayer_input: jax.Array | None = None
+  residual: jax.Array | None = None
   encoder_states: jax.Array | None = None
   encoder_mask: jax.Array | None = None
   task_ids: jax.Array | None = None

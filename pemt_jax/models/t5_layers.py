@@ -285,7 +285,7 @@ class Layer(nn.Module):
     inputs = inputs.replace(context=context)
     x = nn.with_logical_constraint(x, ('act_batch', 'act_length', 'act_embed'))
     normed, auxiliaries = self.self_attention_norm(x, context)
-    reading = inputs.replace(context=context.replace(sublayer_input=normed))
+    reading = inputs.replace(context=context.replace(sublayer_input=normed, residual=x))
     if cache is None:
       y, aux = self.self_attention(normed, reading)
     else:
@@ -297,7 +297,7 @@ class Layer(nn.Module):
       x = x + spec.drop(y, context, 'cross_attention')
       auxiliaries |= aux
     normed, aux = self.mlp_norm(x, context)
-    y, more = self.mlp(normed, context.replace(sublayer_input=normed))
+    y, more = self.mlp(normed, context.replace(sublayer_input=normed, residual=x))
     x = x + spec.drop(y, context, 'mlp')
     return (x, cache), auxiliaries | aux | more
 
@@ -310,5 +310,5 @@ class Layer(nn.Module):
     else:
       key, value = layer.cross_keys, layer.cross_values
     y, aux = self.cross_attention.mix(normed, (key, value), (None, inputs.cross_mask),
-                                      context.replace(sublayer_input=normed))
+                                      context.replace(sublayer_input=normed, residual=x))
     return y, auxiliaries | aux
