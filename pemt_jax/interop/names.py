@@ -26,6 +26,7 @@ class Weight:
     shape: shape of the foreign tensor.
     transpose: whether the leaf holds the tensor transposed (torch's [out, in] against [in, out]).
     rows: rows of the leaf where they are more than the tensor's, which then fills the last ones.
+    unit: axis of one element that the tensor has and the leaf has not.
   """
 
   name: str
@@ -34,11 +35,14 @@ class Weight:
   shape: tuple[int, ...]
   transpose: bool = False
   rows: int | None = None
+  unit: int | None = None
 
   @property
   def part_shape(self) -> tuple[int, ...]:
     """Shape of the leaf behind `index`."""
     shape = self.shape[::-1] if self.transpose else self.shape
+    if self.unit is not None:
+      shape = shape[:self.unit] + shape[self.unit + 1:]
     return shape if self.rows is None else (self.rows, *shape[1:])
 
 
@@ -104,6 +108,8 @@ def _part(leaf: np.ndarray, weight: Weight) -> np.ndarray:
   part = leaf[(*weight.index, ...)]  # the ellipsis keeps a view where all axes are indexed
   if weight.rows is not None:
     part = part[weight.rows - weight.shape[0]:]
+  if weight.unit is not None:
+    part = np.expand_dims(part, weight.unit)
   return part.T if weight.transpose else part
 
 
