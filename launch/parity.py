@@ -14,32 +14,15 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-
 from pemt_jax import cli
 from pemt_jax.errors import UserError
 from pemt_jax.models.layers import Compute
+from pemt_jax.parity import cases
 
 CASES = flags.DEFINE_string('cases', None, 'Folder searched for case.json files.', required=True)
 OUTPUT = flags.DEFINE_string('output', None, 'Folder for <case>.npz or <case>.json.', required=True)
 SCAN = flags.DEFINE_bool('scan_layers', True, 'Loop over layers by scan; False unrolls.')
 DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Compute dtype.')
-
-
-def compute(case_dir: pathlib.Path, case: dict, run: Compute) -> tuple[str, object]:
-  """Returns ('npz', arrays) or ('json', object) for one case.
-
-  Raises:
-    UserError: no code for this case.
-  """
-  from pemt_jax.evaluation import parity_data
-  from pemt_jax.parity import pemt
-  if case['system'] != 'pemt':
-    raise UserError(f"{case_dir}: cases of system '{case['system']}' cannot be computed; choose a"
-                    " folder with cases of 'pemt'.")
-  if not (case_dir / 'state.safetensors').exists():
-    return parity_data.compute(case_dir)
-  return 'npz', pemt.compute(case_dir, run)
 
 
 def report(name: str, arrays: dict[str, np.ndarray], reference: pathlib.Path) -> None:
@@ -54,6 +37,17 @@ def report(name: str, arrays: dict[str, np.ndarray], reference: pathlib.Path) ->
   print(name, ' '.join(f'{kind}={error:.1e}' for kind, error in worst.items()))
 
 
+def check(result: object, reference: pathlib.Path) -> str:
+  """Says whether a result of texts is the recorded one, or which of its parts differ."""
+  expected = json.loads(reference.read_text())
+  found = json.loads(json.dumps(result))
+  if found == expected:
+    return 'equal'
+  keys = sorted(set(found) | set(expected)) if isinstance(expected, dict) else []
+  wrong = [key for key in keys if found.get(key) != expected.get(key)]
+  return f'differs: {", ".join(wrong[:5]) or "all"}'
+
+
 def main(_: list[str]) -> None:
   """Computes all cases below --cases."""
   root, output = pathlib.Path(CASES.value), pathlib.Path(OUTPUT.value)
@@ -66,14 +60,15 @@ def main(_: list[str]) -> None:
   for path in found:
     case = json.loads(path.read_text())
     try:
-      kind, result = compute(path.parent, case, run)
+      kind, result = cases.compute(path.parent, case, run)
     except UserError as error:
       skipped.append(f'{path.parent.name}: {error}')
       continue
     target = output / f'{path.parent.name}.{kind}'
     if kind == 'json':
       target.write_text(json.dumps(result))
-      print(path.parent.name, 'written')
+      reference = path.parent / 'outputs.json'
+      print(path.parent.name, check(result, reference) if reference.exists() else 'written')
       continue
     np.savez(target, **result)
     if (path.parent / 'outputs.npz').exists():

@@ -50,7 +50,7 @@ class SourceExperts:
     self._specs = {spec.task: spec for spec in self.stage.specs.values()}
     shapes = self.stage.start.tuned_shapes()
     length = flatten(shapes).get(f'{PROMPT}/table')
-    trees = [_padded(tuned, constants, None if length is None else length.shape[0])
+    trees = [padded(tuned, constants, None if length is None else length.shape[0])
              for tuned, constants, _ in loaded]
     stack = lambda *leaves: np.stack(leaves)
     self._tuned = jax.tree.map(stack, *(cut(tuned, shapes) for tuned, _ in trees))
@@ -96,12 +96,12 @@ class SourceExperts:
     return unflatten(flat)
 
 
-def _padded(tuned: Tree, constants: Tree, length: int | None) -> tuple[Tree, Tree]:
+def padded(tuned: Tree, constants: Tree, length: int | None) -> tuple[Tree, Tree]:
   """Pads a prompt on the left to `length` rows."""
   flat, state = dict(flatten(tuned)), dict(flatten(constants))
   if length is not None:
-    padded = prompts.left_pad(flat[f'{PROMPT}/table'], length)
-    flat[f'{PROMPT}/table'], state[f'{PROMPT}/mask'] = map(np.asarray, padded)
+    longer = prompts.left_pad(flat[f'{PROMPT}/table'], length)
+    flat[f'{PROMPT}/table'], state[f'{PROMPT}/mask'] = map(np.asarray, longer)
   return unflatten(flat), unflatten(state)
 
 

@@ -48,7 +48,8 @@ def replica_specs(config: mlc.ConfigDict) -> tuple[ReplicaSpec, ...]:
   """Returns task x start x seed x learning rate; names carry only what differs.
 
   Raises:
-    UserError: no task, an unknown task, a start that is no expert, a replica that is given twice, a number out of its range.
+    UserError: no task, an unknown task, a start that is no expert, a replica that is given twice,
+      a number out of its range.
   """
   if not config.tasks:
     raise UserError('the config names no task; set config.tasks to task names.')

@@ -36,7 +36,8 @@ def start_folder(start: str, task: str) -> pathlib.Path:
                   f" expert '{name}'; give a folder that launch/merge.py or a stage wrote.")
 
 
-def start_values(folder: pathlib.Path, backbone: tuple[str, str], shapes: Tree) -> tuple[Tree, Tree]:
+def start_values(folder: pathlib.Path, backbone: tuple[str, str],
+                 shapes: Tree) -> tuple[Tree, Tree]:
   """Values of the expert as the first (tuned, constants) of a run.
 
   Args:
