@@ -90,9 +90,9 @@ def make_loss(model: T5, method: Method) -> Callable[..., tuple[jax.Array, Metri
 
 
 def example_batch(batch: int = 1, length: int = 2) -> tuple[jax.Array, ...]:
-  """Smallest arguments of a backbone's call: inputs, mask, decoder inputs, mask."""
+  """Smallest arguments of a backbone's call: inputs, mask, decoder inputs, mask, task ids."""
   tokens, mask = jnp.ones((batch, length), jnp.int32), jnp.ones((batch, length), jnp.float32)
-  return tokens, mask, tokens, mask
+  return tokens, mask, tokens, mask, jnp.zeros((batch,), jnp.int32)
 
 
 def boxed_shapes(model: T5) -> Tree:
