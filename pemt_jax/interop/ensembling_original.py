@@ -1,0 +1,242 @@
+"""State dicts of the original weight-ensembling program <-> parameter trees, in both directions.
+
+A layout says which deltas a state holds; it follows from the program's own flags, which stand in
+every checkpoint (`args`). Names and shapes of the tensors:
+
+| delta | tensors |
+|---|---|
+| adapter | `<stack>.block.<b>.layer.<l>.adapter.adapter_A` [embed, size], `adapter_B` [size, embed] |
+| LoRA | `...SelfAttention.{q,v}.lora_A` [embed, rank], `lora_B` [rank, out]; `EncDecAttention` too |
+| prefix | `<stack>.prefix.prefix`, `.prefix_project.0.weight`, `.prefix_project.2.weight` |
+| prompt | `prompt` [rows, embed] |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from pemt_jax.errors import UserError
+from pemt_jax.interop import huggingface, names
+from pemt_jax.models.t5_config import T5Config
+from pemt_jax.trees import Tree
+
+_STACKS = ('encoder', 'decoder')
+# Sub-layers of a block in their order: module of the original, site here.
+_SUBLAYERS = {
+    'encoder': (('SelfAttention', 'self_attention'), ('DenseReluDense', 'mlp')),
+    'decoder': (('SelfAttention', 'self_attention'), ('EncDecAttention', 'cross_attention'),
+                ('DenseReluDense', 'mlp'))}
+PROMPT = 'encoder/embed/prompt'
+
+
+@dataclasses.dataclass(frozen=True)
+class EnsemblingLayout:
+  """What a state dict holds.
+
+  Attributes:
+    config: of the backbone.
+    adapter_size: hidden units of the adapters; 0 without.
+    lora_form: see `LORA_FORMS`; '' without.
+    lora_rank: of that form.
+    prefix_length: rows of a prefix; 0 without.
+    prefix_rank: hidden units behind the prefix.
+    intrinsic: numbers of the vector that generates the deltas; 0 where they are parameters.
+    prompt_length: rows of the prompt; 0 without.
+  """
+
+  config: T5Config
+  adapter_size: int = 0
+  lora_form: str = ''
+  lora_rank: int = 0
+  prefix_length: int = 0
+  prefix_rank: int = 0
+  intrinsic: int = 0
+  prompt_length: int = 0
+
+  def layers(self, stack: str) -> int:
+    """Number of blocks of a stack."""
+    return self.config.encoder_layers if stack == 'encoder' else self.config.decoder_layers
+
+
+def layout_from_flags(flags: Mapping[str, Any], config: T5Config,
+                      prompt_length: int = 0) -> EnsemblingLayout:
+  """Returns the layout that the program's flags describe.
+
+  Args:
+    flags: `args` of a checkpoint, or `model_config` of a recorded case.
+    config: of the backbone.
+    prompt_length: rows of a soft prompt, which is no part of the model there.
+  """
+  number = lambda name: int(flags.get(name) or 0)
+  forms = [form for flag, form in (('apply_lora', 'lora'), ('apply_lora_BR', 'lora_br'),
+                                   ('apply_bias', 'lora_br'), ('apply_bias_stage2', 'lora_br'))
+           if flags.get(flag)]
+  form = forms[-1] if forms else ''
+  if form and flags.get('decoder_mlp'):
+    form = {'lora': 'lora_mlp', 'lora_br': 'bias_mlp'}[form]
+  prefix = bool(flags.get('apply_prefix'))
+  return EnsemblingLayout(
+      config, number('adapter_size') if flags.get('apply_adapter') else 0, form,
+      number('lora_r') if form else 0, number('prefix_num') if prefix else 0,
+      number('prefix_r') if prefix else 0,
+      number('intrinsic_dim') if flags.get('share_intrinsic') else 0, prompt_length)
+
+
+def table_of(layout: EnsemblingLayout, parts: Collection[str] | None = None) -> names.Table:
+  """Returns every tensor of a state of this layout and where it lives in the tree.
+
+  Args:
+    layout: what the state holds.
+    parts: some of `PARTS`; default is all.
+
+  Raises:
+    UserError: unknown part.
+  """
+  chosen = PARTS if parts is None else parts
+  unknown = [part for part in chosen if part not in PARTS]
+  if unknown:
+    raise UserError(f"Unknown part '{unknown[0]}' of a checkpoint; known are {', '.join(PARTS)}.")
+  weights = [weight for part in PARTS if part in chosen for weight in PARTS[part](layout)]
+  aliases, ignored = {}, ()
+  if 'backbone' in chosen:
+    backbone = huggingface.t5_table(layout.config)
+    aliases, ignored = dict(backbone.aliases), backbone.ignored
+  return names.Table(tuple(weights), aliases, ignored)
+
+
+def _backbone(layout: EnsemblingLayout) -> Iterator[names.Weight]:
+  yield from huggingface.t5_table(layout.config).weights
+
+
+def _sublayers(layout: EnsemblingLayout) -> Iterator[tuple[str, str, str, int]]:
+  """(name of the sub-layer, module in it, path of its site, layer) of every block."""
+  for stack in _STACKS:
+    for layer in range(layout.layers(stack)):
+      for number, (module, site) in enumerate(_SUBLAYERS[stack]):
+        yield (f'{stack}.block.{layer}.layer.{number}', module, f'{stack}/layers/{site}', layer)
+
+
+def _adapters(layout: EnsemblingLayout) -> Iterator[names.Weight]:
+  embed, size = layout.config.embed, layout.adapter_size
+  if not size:
+    return
+  for name, module, path, layer in _sublayers(layout):
+    last = 'wo' if module == 'DenseReluDense' else 'o'
+    for half, ours, shape in (('A', 'down', (embed, size)), ('B', 'up', (size, embed))):
+      yield names.Weight(f'{name}.adapter.adapter_{half}', f'{path}/{last}/adapter/{ours}/kernel',
+                         (layer,), shape)
+
+
+def _lora(layout: EnsemblingLayout) -> Iterator[names.Weight]:
+  if not layout.lora_form:
+    return
+  form = LORA_FORMS[layout.lora_form]
+  for name, module, path, layer in _sublayers(layout):
+    if module == 'DenseReluDense':
+      continue
+    for projection in 'qv':
+      yield from form(layout, f'{name}.{module}.{projection}',
+                      f'{path}/{projection}/{layout.lora_form}', (layer,))
+
+
+def _plain_lora(layout: EnsemblingLayout, name: str, path: str,
+                index: tuple[int, ...]) -> Iterator[names.Weight]:
+  rank, config = layout.lora_rank, layout.config
+  yield names.Weight(f'{name}.lora_A', f'{path}/down', index, (config.embed, rank))
+  yield names.Weight(f'{name}.lora_B', f'{path}/up', index, (rank, config.joined_kv))
+
+
+# Form of a low-rank delta -> its tensors at one projection; the name is that of the rule too.
+LORA_FORMS: dict[str, Callable[..., Iterator[names.Weight]]] = {'lora': _plain_lora}
+
+
+def _prefixes(layout: EnsemblingLayout) -> Iterator[names.Weight]:
+  rows, rank, embed = layout.prefix_length, layout.prefix_rank, layout.config.embed
+  if not rows:
+    return
+  for stack in _STACKS:
+    name, path = f'{stack}.prefix', f'{stack}/prefix'
+    generated = 2 * layout.layers(stack) * layout.config.joined_kv
+    yield names.Weight(f'{name}.prefix', f'{path}/table', (), (rows, embed))
+    yield names.Weight(f'{name}.prefix_project.0.weight', f'{path}/project_in', (), (rank, embed),
+                       True)
+    yield names.Weight(f'{name}.prefix_project.2.weight', f'{path}/project_out', (),
+                       (generated, rank), True)
+
+
+def _prompt(layout: EnsemblingLayout) -> Iterator[names.Weight]:
+  if layout.prompt_length:
+    yield names.Weight('prompt', f'{PROMPT}/table', (),
+                       (layout.prompt_length, layout.config.embed))
+
+
+# Part of a state -> its tensors. A checkpoint of a tuned delta holds the parts of that delta.
+PARTS: dict[str, Callable[[EnsemblingLayout], Iterator[names.Weight]]] = {
+    'backbone': _backbone,
+    'adapter': _adapters,
+    'lora': _lora,
+    'prefix': _prefixes,
+    'prompt': _prompt,
+}
+DELTAS = tuple(part for part in PARTS if part != 'backbone')
+
+
+def constants_of(layout: EnsemblingLayout) -> Tree:
+  """Returns the collection `constants`: the prompt's mask, empty without a prompt."""
+  if not layout.prompt_length:
+    return {}
+  return {'encoder': {'embed': {'prompt': {'mask': np.ones(layout.prompt_length, np.float32)}}}}
+
+
+def state_to_tree(
+    state: Mapping[str, Any], layout: EnsemblingLayout, *, parts: Collection[str] | None = None,
+    place: str | None = None) -> dict[str, Tree]:
+  """Translates an original state dict, strictly.
+
+  Args:
+    state: original name -> array; second names of tied parameters may be there or not.
+    layout: what it holds.
+    parts: some of `PARTS`, for a file that holds only these; default is all of the layout.
+    place: file for messages.
+
+  Returns:
+    {'params': tree, 'constants': mask of the prompt}, NumPy arrays.
+
+  Raises:
+    UserError: missing, unexpected or misshaped names; the sentence has file, name and shape.
+  """
+  params = names.load(state, table_of(layout, parts), place)
+  return {'params': params, 'constants': constants_of(layout)}
+
+
+def tree_to_state(
+    params: Mapping[str, Any], layout: EnsemblingLayout, *, parts: Collection[str] | None = None,
+    aliases: bool = False, partial: bool = False) -> dict[str, np.ndarray]:
+  """Translates a parameter tree into an original state dict, strictly.
+
+  Args:
+    params: parameter tree, without `constants`.
+    layout: what the state dict is to hold.
+    parts: some of `PARTS`, if `params` holds only these; default is all of the layout.
+    aliases: also write the second names of tied parameters.
+    partial: let leaves of the layout be absent from `params`.
+
+  Returns:
+    Original name -> array.
+
+  Raises:
+    UserError: a leaf that is missing, misshaped or has no name in the layout.
+  """
+  return names.dump(params, table_of(layout, parts), aliases=aliases, partial=partial)
+
+
+def names_of_paths(layout: EnsemblingLayout) -> dict[str, list[str]]:
+  """Returns path -> original names of the tensors that make the leaf."""
+  found: dict[str, list[str]] = {}
+  for weight in table_of(layout).weights:
+    found.setdefault(weight.path, []).append(weight.name)
+  return found
