@@ -41,7 +41,7 @@ TABLE = 'prompt_embeddings'
 _ROOT = 'base_model.model.'
 # Where the arrays live in a tree.
 PROMPT_TABLE = 'encoder/embed/prompt/table'
-PREFIX = 'decoder/layers/self_attention/attend/prefix'
+PREFIX = 'decoder/layers/self_attention/attend/prefix_kv'
 
 
 def read(folder: str | pathlib.Path, config: T5Config) -> tuple[Form, Tree]:
