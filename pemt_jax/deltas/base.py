@@ -108,6 +108,11 @@ class Delta:
     """Rows that the delta puts in front of the keys of an attention site."""
     return 0
 
+  @property
+  def prepares(self) -> bool:
+    """Whether `prepare` does anything."""
+    return type(self).prepare is not Delta.prepare
+
   def weights(self, site: Site) -> Weights:
     """Weights at a site; each layer has its own."""
     del site
@@ -160,9 +165,7 @@ class Delta:
 
   def stack_module(self, shape: StackShape, name: str) -> nn.Module | None:
     """The module that prepares the delta for a stack, or None."""
-    if type(self).prepare is Delta.prepare:
-      return None
-    return _OfStack(self, shape, name=name)
+    return _OfStack(self, shape, name=name) if self.prepares else None
 
   def model_module(self, shapes: Mapping[str, StackShape], name: str) -> nn.Module | None:
     """The module that holds what the stacks share, or None."""

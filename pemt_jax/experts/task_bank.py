@@ -28,6 +28,11 @@ class TaskBank(Delta):
     """Those of the delta."""
     return self.delta.key_positions
 
+  @property
+  def prepares(self) -> bool:
+    """As the delta."""
+    return self.delta.prepares
+
   def _stack(self, weights: Weights) -> Weights:
     return {name: weight if weight.constant else weight.stacked(self.count)
             for name, weight in weights.items()}
@@ -43,10 +48,6 @@ class TaskBank(Delta):
   def model_weights(self, shapes: Mapping[str, StackShape]) -> Weights:
     """[expert, ...] of the delta's."""
     return self._stack(self.delta.model_weights(shapes))
-
-  def stack_module(self, shape: StackShape, name: str) -> Any:
-    """As the delta: nothing where it prepares nothing."""
-    return super().stack_module(shape, name) if self.delta.stack_module(shape, name) else None
 
   def prepare(self, values: Values, shape: StackShape, context: SiteContext) -> tuple[Any, Any]:
     """The delta's arrays of every expert: shared [expert, ...], per_layer [layer, expert, ...]."""

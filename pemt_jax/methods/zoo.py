@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from pemt_jax.errors import UserError
-from pemt_jax.methods import baselines
+from pemt_jax.methods import baselines, prefixes
 from pemt_jax.methods.base import FROZEN, Auxiliary, Method, Observe
 from pemt_jax.models.sites import Plan
 from pemt_jax.models.t5_config import T5Config
@@ -45,6 +45,9 @@ ZOO: dict[str, Entry] = {
     'lora': Entry(baselines.LoRAOptions, baselines.lora),
     'prompt': Entry(baselines.PromptOptions, baselines.prompt),
     'full': Entry(baselines.FullOptions, baselines.full),
+    'prefix': Entry(prefixes.PrefixOptions, prefixes.prefix),
+    'prefix_kv': Entry(prefixes.KeyValuePrefixOptions, prefixes.prefix_kv),
+    'intrinsic_prefix': Entry(prefixes.IntrinsicPrefixOptions, prefixes.intrinsic_prefix),
 }
 
 

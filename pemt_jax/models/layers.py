@@ -249,10 +249,15 @@ def attend(inputs: AttentionInputs, bias: jax.Array, prefix_bias: jax.Array | No
     front = front if prefix_bias is None else front + prefix_bias
     logits = jnp.concatenate([front, logits], axis=-1)
   weights = jax.nn.softmax(logits, axis=-1)
-  weights = dropout(weights, rate, *rng).astype(inputs.value.dtype)
-  mixed = weights[..., prefix:] @ inputs.value
+  # The prefix has noise of its own, so that it does not move the noise of the keys.
+  own = dropout(weights[..., prefix:], rate, *rng).astype(inputs.value.dtype)
+  mixed = own @ inputs.value
   if prefix:
-    mixed += weights[..., :prefix] @ inputs.prefix_value
+    key, offsets = rng
+    key = None if key is None else fold_name(key, 'prefix')
+    rest = {axis: offset for axis, offset in offsets.items() if axis != 3}
+    own = dropout(weights[..., :prefix], rate, key, rest).astype(inputs.prefix_value.dtype)
+    mixed += own @ inputs.prefix_value
   batch, heads, length, kv = mixed.shape
   return mixed.transpose(0, 2, 1, 3).reshape(batch, length, heads * kv)
 

@@ -162,7 +162,8 @@ class Stack(nn.Module):
     sites = stack_sites(self.spec.config, self.spec.stack)
     for rule in self.spec.plan.rules:
       # Rules of one name are one delta whose form differs between layers; they share this.
-      if rule.name in shared or not fnmatch.filter(sites, rule.site):
+      here = any(rule.at(self.spec.stack, layer) for layer in range(self.depth))
+      if rule.name in shared or not here or not fnmatch.filter(sites, rule.site):
         continue
       module = rule.delta.stack_module(self.spec.shape, rule.name)
       if module is not None:
@@ -184,14 +185,17 @@ class Stack(nn.Module):
     return carry, outputs
 
   def _inputs(self, context, shared, queries, keys, mask):
-    if self.spec.prefix:  # Rows that deltas put in front stand before position 0.
-      keys = jnp.concatenate([jnp.arange(-self.spec.prefix, 0), keys])
+    prefix, decoder = self.spec.prefix, self.spec.stack == 'decoder'
+    if prefix:  # Rows that deltas put in front stand before the first real position.
+      start = 0 if decoder else context.offset
+      keys = jnp.concatenate([jnp.arange(-prefix, 0) + start, keys])
     bias = self.relative_bias(queries, keys)
+    front, bias = (bias[..., :prefix], bias[..., prefix:]) if prefix else (None, bias)
     context = context.replace(shared=shared)
     cross_mask = None
-    if self.spec.stack == 'decoder':
+    if decoder:
       cross_mask = ((1.0 - context.encoder_mask) * MASKED)[:, None, None, :].astype(jnp.float32)
-    return StackInputs(context, bias, mask, cross_mask)
+    return StackInputs(context, bias, mask, front, cross_mask)
 
   def __call__(self, x: jax.Array, context: SiteContext) -> tuple[jax.Array, Aux]:
     """Runs the stack over whole sequences.

@@ -42,7 +42,8 @@ class StackInputs:
 
   Attributes:
     context: what deltas may read.
-    bias: [1, heads, queries, prefix + keys] relative position bias of self-attention.
+    bias: [1, heads, queries, keys] relative position bias of self-attention.
+    front: [1, heads, queries, prefix] bias of the rows that deltas put in front; None without.
     mask: broadcastable to [batch, heads, queries, keys]; 0 where attention may look.
     cross_mask: the same for cross-attention, or None.
     position: [] position of a cached decoding step, or None.
@@ -51,8 +52,14 @@ class StackInputs:
   context: SiteContext
   bias: jax.Array
   mask: jax.Array
+  front: jax.Array | None = None
   cross_mask: jax.Array | None = None
   position: jax.Array | None = None
+
+  @property
+  def self_bias(self) -> tuple[jax.Array | None, jax.Array]:
+    """What self-attention adds to its logits: for rows in front, and for keys."""
+    return self.front, self.bias + self.mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,14 +186,10 @@ class Attention(nn.Module):
 
     return self.attend(base, inputs, context)
 
-  def _self_bias(self, inputs):
-    prefix = self.spec.prefix
-    return inputs.bias[..., :prefix], inputs.bias[..., prefix:] + inputs.mask
-
   def __call__(self, x: jax.Array, inputs: StackInputs) -> tuple[jax.Array, Aux]:
     """Self-attention over the whole sequence."""
     key, value, aux = self.keys_values(x, inputs.context)
-    out, more = self.mix(x, (key, value), self._self_bias(inputs), inputs.context)
+    out, more = self.mix(x, (key, value), inputs.self_bias, inputs.context)
     return out, aux | more
 
   def cached(self, x: jax.Array, inputs: StackInputs, cache: dict[str, jax.Array],
@@ -214,7 +217,7 @@ class Attention(nn.Module):
     key, value = (jax.lax.dynamic_index_in_dim(cache[name], index, 0, keepdims=False)
                   for name in ('key', 'value'))
     attention = AttentionInputs(layers.split_heads(rows(query), heads), key, value)
-    mixed, a3 = self._attend(attention, self._self_bias(inputs), inputs.context, 0.0)
+    mixed, a3 = self._attend(attention, inputs.self_bias, inputs.context, 0.0)
     out, a4 = self.o(mixed.reshape(batch, beams, -1), inputs.context)
     return out, cache, a0 | a1 | a2 | a3 | a4
 

@@ -34,6 +34,9 @@ RULES: Rules = (
     ('rank', None),
     ('prompt', None),
     ('adapter', None),
+    ('kv', None),
+    ('intrinsic', None),
+    ('generated', None),
     ('norm', None),
     ('relative_bucket', None),
     # Activations.
