@@ -8,109 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from pemt_jax.data import sources, splits
+from pemt_jax.data import gym, gym_files, gym_splits, sources, splits
+from pemt_jax.data.data_config import DataConfig, require_split
 from pemt_jax.data.tasks import PLAYGROUND_PREFIX, get_task
-from pemt_jax.data.tasks_base import DEFAULT_TEMPLATE, SPLITS, Task
+from pemt_jax.data.tasks_base import SPLITS, Task
 from pemt_jax.data.templates import (
     Example, Row, RowError, label_index, structured_field, text_field)
 from pemt_jax.errors import UserError
 
-SOURCES = ('local', 'hf', 'tfds', 'playground')
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-  """Where rows come from and which of them make a split.
-
-  Attributes:
-    root: local folder with `<benchmark>/<task>/<split>.jsonl`, or TFDS data folder.
-    source: 'local', 'hf', 'tfds' or 'playground'.
-    split_rule: one of `splits.SPLIT_RULES`; see `splits.plan_split`.
-    validation_rows: rows cut out of train where a rule cuts train.
-    data_seed: seed of split permutations and row limits.
-    few_shot: train rows for each label value (in all, for tasks without labels); None takes all.
-    few_shot_seed: seed of the few-shot draw; None takes `data_seed`.
-    few_shot_exclude_validation: never draw rows that serve as validation rows; the published draw
-      may take them.
-    few_shot_give_up_after: end the draw after this many rows without a new label value (published:
-      1000); None looks at all rows.
-    max_train_rows: row limits, applied after the permutation; None keeps all rows.
-    max_validation_rows: see `max_train_rows`.
-    max_test_rows: see `max_train_rows`.
-    task_row_limits: apply the row limits a task itself states where none is given (Yelp: 100000).
-    template: name of the template; see `Task.variants`.
-    files: split -> file with the task's fields or the columns `source` and `target`.
-    split_names: split -> data set split to read in place of the task's own.
-    per_task: task name -> fields of this class that differ for that task.
-  """
-
-  root: str | None = None
-  source: str = 'local'
-  split_rule: str = 'published'
-  validation_rows: int = 1000
-  data_seed: int = 42
-  few_shot: int | None = None
-  few_shot_seed: int | None = None
-  few_shot_exclude_validation: bool = True
-  few_shot_give_up_after: int | None = None
-  max_train_rows: int | None = None
-  max_validation_rows: int | None = None
-  max_test_rows: int | None = None
-  task_row_limits: bool = True
-  template: str = DEFAULT_TEMPLATE
-  files: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  split_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  per_task: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-
-  def __post_init__(self):
-    """Checks values.
-
-    Raises:
-      UserError: a value is out of range.
-    """
-    if self.source not in SOURCES:
-      raise UserError(f"data.source '{self.source}' is not known; choose one of "
-                      f"{', '.join(SOURCES)}.")
-    if self.split_rule not in splits.SPLIT_RULES:
-      raise UserError(f"data.split_rule '{self.split_rule}' is not known; choose one of "
-                      f"{', '.join(splits.SPLIT_RULES)}.")
-    for name in ('validation_rows', 'few_shot', 'max_train_rows', 'max_validation_rows',
-                 'max_test_rows', 'few_shot_give_up_after'):
-      value = getattr(self, name)
-      if value is not None and value < 1:
-        raise UserError(f'data.{name} is {value}; give a number of at least 1.')
-    for name in ('files', 'split_names'):
-      for split in getattr(self, name):
-        _require_split(split, f'data.{name}')
-
-  @classmethod
-  def from_mapping(cls, values: Mapping[str, Any]) -> DataConfig:
-    """Makes a config out of a mapping (a ConfigDict too).
-
-    Raises:
-      UserError: unknown key.
-    """
-    known = {field.name for field in dataclasses.fields(cls)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-      raise UserError(f"data.{unknown[0]} is not a config key; the keys are "
-                      f"{', '.join(sorted(known))}.")
-    return cls(**{key: values[key] for key in values})
-
-  def for_task(self, name: str) -> DataConfig:
-    """Returns the config with the differences of task `name` applied."""
-    canonical = get_task(name).name
-    changes = [changes for key, changes in self.per_task.items() if get_task(key).name == canonical]
-    own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-    for change in changes:
-      own.update({key: change[key] for key in change})
-    return type(self).from_mapping({**own, 'per_task': {}})
-
-  def row_limit(self, task: Task, split: str) -> int | None:
-    """Returns the row limit of a split, or None."""
-    given = getattr(self, f'max_{split}_rows')
-    stated = task.fixed_row_limits.get(split) if self.task_row_limits else None
-    return stated if given is None else given
+__all__ = ['DataConfig', 'TaskData', 'load_all_splits', 'load_task']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,11 +61,6 @@ def load_all_splits(name: str, config: DataConfig,
   return {split: loader.load(split) for split in wanted}
 
 
-def _require_split(split: str, place: str) -> None:
-  if split not in SPLITS:
-    raise UserError(f"{place} names split '{split}'; choose one of {', '.join(SPLITS)}.")
-
-
 class _Loader:
   """Reads the splits of one task and keeps the tables it has read."""
 
@@ -171,25 +72,28 @@ class _Loader:
     if self.config.source == 'playground' and not self.playground:
       raise UserError(f"task '{self.task.name}' is not part of the playground; choose a name that "
                       f"starts with {PLAYGROUND_PREFIX}, or another data.source.")
+    if self.config.source == 'crossfit' and self.task.gym is None:
+      raise UserError(f"task '{self.task.name}' is not part of the few-shot gym; choose a name "
+                      f'that starts with {gym.GYM_PREFIX}, or another data.source.')
     self._tables: dict[tuple[bool, str], sources.RowTable] = {}
 
   def load(self, split: str) -> TaskData:
     """Loads one split; see `load_task`."""
-    _require_split(split, 'the run')
+    require_split(split, 'the run')
     config = self.config
+    if self._drawn_by_gym(split):
+      return self._load_gym(split)
     plan = self._plan(split)
     table = self._table(split, plan.read)
     self._require_rows(split, plan, table)
     indices = splits.split_indices(plan, len(table.rows), config.data_seed)
-    shots = config.few_shot if split == 'train' else None
+    shots = config.shots(self.task) if split == 'train' else None
     if shots is not None:
-      indices = self._few_shot(plan, table)
+      indices = self._few_shot(plan, table, shots)
     limit = config.row_limit(self.task, split)
     indices = splits.limit_indices(indices, plan, limit, config.data_seed)
     examples = [example for index in indices for example in self._examples(table, int(index))]
-    if not examples:
-      raise UserError(f"split '{split}' of task '{self.task.name}' has no example left out of "
-                      f'{len(table.rows)} rows of {table.origin}; give it rows with labels.')
+    examples = self._finished(split, examples, f'{len(table.rows)} rows of {table.origin}')
     return TaskData(self.task, split, examples, {
         'task': self.task.name, 'split': split, 'source': self._source(split),
         'rule': self._rule(split), 'part': plan.part, 'files': [table.origin],
@@ -197,6 +101,44 @@ class _Loader:
         'data_seed': config.data_seed, 'few_shot': shots, 'row_limit': limit,
         'few_shot_seed': None if shots is None else self._few_shot_seed(),
         'template': config.template, 'notes': self._notes(split, plan, shots)})
+
+  def _finished(self, split: str, examples: list[Example], rows: str) -> list[Example]:
+    if not examples:
+      raise UserError(f"split '{split}' of task '{self.task.name}' has no example left out of "
+                      f'{rows}; give it rows with labels.')
+    config = self.config
+    if split != 'train' and config.compat_misaligned_labels:
+      examples = gym.misaligned(examples)
+    return [gym.dressed(example, config.lowercase, config.extra_bos) for example in examples]
+
+  def _drawn_by_gym(self, split: str) -> bool:
+    published = self.config.split_rule == 'published' or self.config.source == 'crossfit'
+    return self.task.gym is not None and published and split not in self.config.files
+
+  def _load_gym(self, split: str) -> TaskData:
+    config, task, seed = self.config, self.task, self._few_shot_seed()
+    shots = config.shots(task)
+    if config.source == 'crossfit':
+      examples, part = self._whole(split), 'pre-built'
+      if shots is not None and split == 'train':
+        examples = gym_splits.draw(task, examples, shots, seed)[0]
+    else:
+      rule = gym_splits.GymSplits(task, shots, seed, config.data_seed, config.gym_test,
+                                  dict(config.split_names))
+      examples, part = rule.examples(split, self._whole)
+    limit = config.row_limit(task, split)
+    files = [table.origin for table in self._tables.values()]
+    examples = self._finished(split, examples[:limit], f"the rows of {', '.join(files)}")
+    return TaskData(task, split, examples, {
+        'task': task.name, 'split': split, 'source': config.source, 'rule': 'few-shot gym',
+        'part': part, 'files': files, 'examples': len(examples), 'data_seed': config.data_seed,
+        'few_shot': shots, 'row_limit': limit, 'few_shot_seed': None if shots is None else seed,
+        'template': config.template, 'notes': []})
+
+  def _whole(self, read: str) -> list[Example]:
+    """All examples of a data set split in order."""
+    table = self._table(read, read)
+    return [example for i in range(len(table.rows)) for example in self._examples(table, i)]
 
   def _plan(self, split: str) -> splits.SplitPlan:
     config, rule = self.config, self._rule(split)
@@ -227,7 +169,10 @@ class _Loader:
   def _table(self, split: str, read: str) -> sources.RowTable:
     key = (self._from_file(split), read)
     if key not in self._tables:
-      self._tables[key] = self._read(*key)
+      table = self._read(*key)
+      if self.task.prepare is not None and self.config.source != 'crossfit':
+        table = dataclasses.replace(table, rows=self.task.prepare(table.rows))
+      self._tables[key] = table
     return self._tables[key]
 
   def _read(self, from_file: bool, read: str) -> sources.RowTable:
@@ -238,6 +183,9 @@ class _Loader:
       from pemt_jax.data import playground
       rows = playground.rows(task.name, read, config.data_seed)
       return sources.RowTable(rows, f'{task.name}, split {read}')
+    if config.source == 'crossfit':
+      return gym_files.read_prebuilt(gym.title_of(task.name), read, config.root, config.prefix,
+                                     self._few_shot_seed())
     if config.source == 'hf':
       return sources.read_hf(task, read)
     if config.source == 'tfds':
@@ -267,14 +215,14 @@ class _Loader:
     given = self.config.few_shot_seed
     return self.config.data_seed if given is None else given
 
-  def _few_shot(self, plan: splits.SplitPlan, table: sources.RowTable) -> np.ndarray:
+  def _few_shot(self, plan: splits.SplitPlan, table: sources.RowTable, shots: int) -> np.ndarray:
     count, config = len(table.rows), self.config
     barred: Sequence[int] = ()
     if plan.part == 'rest' and config.few_shot_exclude_validation:
       head = dataclasses.replace(plan, part='head')
       barred = splits.split_indices(head, count, config.data_seed)
     drawn = splits.few_shot_indices(
-        self._labels(table), count, config.few_shot, self._few_shot_seed(), barred,
+        self._labels(table), count, shots, self._few_shot_seed(), barred,
         config.few_shot_give_up_after)
     return np.asarray(drawn, np.int64)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from pemt_jax.data import tasks_glue, tasks_other, tasks_qa, tasks_superglue
+from pemt_jax.data.gym import GYM_PREFIX
 from pemt_jax.data.tasks_base import SPLITS, Task
+from pemt_jax.data.tasks_gym import GYM_TASKS
 from pemt_jax.data.templates import Example, Row, RowError, Template
 from pemt_jax.errors import UserError
 
@@ -25,8 +28,10 @@ _ALIASES = {alias: task.name for task in TASKS.values() for alias in task.aliase
 def get_task(name: str) -> Task:
   """Returns the task called `name`, or one of its aliases.
 
-  `playground/...` names are looked up in the playground; `file/<name>` is a task of the user's own
-  whose rows have the columns `source` and `target` and which is scored by accuracy.
+  `playground/...` names are looked up in the playground, `crossfit/...` names in the few-shot gym
+  (some of its names, such as `glue-mrpc`, are other tasks without the prefix); `file/<name>` is a
+  task of the user's own whose rows have the columns `source` and `target` and which is scored by
+  accuracy.
 
   Raises:
     UserError: there is no such task.
@@ -34,15 +39,21 @@ def get_task(name: str) -> Task:
   if name.startswith(PLAYGROUND_PREFIX):
     from pemt_jax.data import playground
     return playground.get_task(name)
+  if name.startswith(GYM_PREFIX):
+    return _named(name, GYM_TASKS, {})
   if name.startswith(FILE_PREFIX) and name != FILE_PREFIX:
     return _file_task(name)
-  name = _ALIASES.get(name, name)
-  if name not in TASKS:
-    close = [each for each in TASKS if name and name in each]
-    close = close or difflib.get_close_matches(name, [*TASKS, *_ALIASES], n=3)
-    near = f"close names are {', '.join(close)}" if close else f"the names are {', '.join(TASKS)}"
+  return _named(name, TASKS, _ALIASES)
+
+
+def _named(name: str, tasks: Mapping[str, Task], aliases: Mapping[str, str]) -> Task:
+  name = aliases.get(name, name)
+  if name not in tasks:
+    close = [each for each in tasks if name and name in each]
+    close = close or difflib.get_close_matches(name, [*tasks, *aliases], n=3)
+    near = f"close names are {', '.join(close)}" if close else f"the names are {', '.join(tasks)}"
     raise UserError(f"there is no task '{name}'; {near}.")
-  return TASKS[name]
+  return tasks[name]
 
 
 def _file_task(name: str) -> Task:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pemt_jax.data.templates import Row, Template
@@ -12,6 +12,30 @@ from pemt_jax.errors import UserError
 SPLITS = ('train', 'validation', 'test')
 SIZES = ('small', 'large', 'mapped')
 DEFAULT_TEMPLATE = 'default'
+
+
+GYM_TESTS = ('split', 'last_fifth', 'first_tenth', 'next_rows')
+
+
+@dataclasses.dataclass(frozen=True)
+class GymRule:
+  """How the few-shot gym cuts and draws the rows of a task.
+
+  Attributes:
+    kind: 'text' draws k rows in all, 'classification' k rows of each label.
+    family: group of related tasks.
+    test: what the test rows are: 'split', all rows of the task's test split; 'first_tenth', the
+      first tenth of that split after a shuffle; 'last_fifth', what remains of the train split
+      after four fifths of it, shuffled, are the pool; 'next_rows', the rows behind the pool.
+    rows: rows of the pool and of test, for 'next_rows'.
+    official_test: the data set's own labelled test split, where it has one.
+  """
+
+  kind: str
+  family: str
+  test: str = 'split'
+  rows: tuple[int, int] = (0, 0)
+  official_test: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +65,8 @@ class Task:
     variants: further templates by a name that says what they do.
     aliases: other names accepted for this task.
     fixed_row_limits: split -> published row limit of that split, where the original imposes one.
+    prepare: rows of a data set split -> the same rows with what is drawn once per split.
+    gym: rule of the few-shot gym, for its tasks.
   """
 
   name: str
@@ -65,6 +91,8 @@ class Task:
   variants: Mapping[str, Template] = dataclasses.field(default_factory=dict)
   aliases: tuple[str, ...] = ()
   fixed_row_limits: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  prepare: Callable[[Sequence[Row]], list[Row]] | None = None
+  gym: GymRule | None = None
 
   def template_named(self, variant: str) -> Template:
     """Returns the template called `variant`; 'default' is the task's own.

@@ -11,6 +11,7 @@ from typing import Any
 import ml_collections as mlc
 
 from pemt_jax.data import pipeline
+from pemt_jax.data.answers import draw_answers
 from pemt_jax.data.datasets import TaskData, load_task
 from pemt_jax.data.tasks import PLAYGROUND_PREFIX, get_task
 from pemt_jax.data.tokenizer import Tokenizer
@@ -141,7 +142,10 @@ class RowStore:
 
   def stream(self, spec: ReplicaSpec) -> pipeline.Stream:
     """Training batches of a replica; they depend on its name and seed only."""
-    return pipeline.Stream(self.tokens(spec, 'train'), stream_config(spec))
+    data, fields = self.tokens(spec, 'train'), spec.config.data
+    rows = draw_answers(data, self.examples(spec, 'train').examples, self.tokenizer, spec.seed,
+                        fields.cache_dir or self.cache_dir)
+    return pipeline.Stream(rows, stream_config(spec))
 
   def steps_per_epoch(self, spec: ReplicaSpec) -> int:
     """Updates per pass over the training rows."""

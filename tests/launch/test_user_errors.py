@@ -52,7 +52,7 @@ def train_fails(fails, workdir, overrides):
     (['--config.data.files.train=/none.tsv'],
      "there is no file '/none.tsv'; correct the path in data.files."),
     (['--config.data.source=ftp'],
-     "data.source 'ftp' is not known; choose one of local, hf, tfds, playground."),
+     "data.source 'ftp' is not known; choose one of local, hf, tfds, playground, crossfit."),
     (['--config.data.batch_size=0'], 'config.data.batch_size is 0; give a number of at least 1.'),
     (['--config.data.buckets=(0,)'], 'config.data.buckets is (0,); give a number of at least 1.'),
     (['--config.data.few_shot=0'], 'data.few_shot is 0; give a number of at least 1.'),
