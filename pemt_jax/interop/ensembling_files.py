@@ -203,6 +203,15 @@ def others_of(target: str, sources: Sequence[str]) -> list[str]:
   return [source for source in sources if source != target]
 
 
+def targets_of_weights(path: str | pathlib.Path) -> list[str]:
+  """Names of the targets in a `final_weight.txt`.
+
+  Raises:
+    UserError: there is no such file.
+  """
+  return _lines(path)[::2]
+
+
 def read_weights(path: str | pathlib.Path, sources: Sequence[str]) -> Matrix:
   """Reads `final_weight.txt`; the target's own source gets the weight 0.
 

@@ -1,0 +1,112 @@
+"""Merges that read rows: Fisher weights of the sources, coefficients from rows of the target."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pemt_jax.experts import similarity
+from pemt_jax.experts.merging import fisher
+from pemt_jax.experts.merging import search as searching
+from pemt_jax.models.generation import log_probability
+from pemt_jax.models.segments import cut, join
+from pemt_jax.stages.expert_set import ExpertSet, LoadedSource, Source, on_device
+from pemt_jax.trees import Tree
+
+TRAIN, HELD_OUT = 'train', 'validation'
+
+
+class RowMerger:
+  """Compiled programs of one set of sources.
+
+  Attributes:
+    experts: the sources under their model.
+  """
+
+  def __init__(self, loaded: Sequence[LoadedSource], tasks: Sequence[str], options: Any,
+               output: pathlib.Path, config: Any):
+    """Loads the rows.
+
+    Args:
+      loaded: the sources.
+      tasks: the targets.
+      options: `merging.MergeOptions` with method 'fisher' or 'search'.
+      output: the token cache goes below it.
+      config: in place of the sources' config, or None.
+    """
+    self._options = options
+    own = [source.card.task for source in loaded]
+    read = own if options.method == 'fisher' else list(tasks)
+    self.experts = ExpertSet(loaded, read, output, config)
+    if options.method == 'fisher':
+      self._fishers = self._diagonal(own)
+      return
+    self._batches = self.experts.batches(read, HELD_OUT, options.rows)
+    vocab = self.experts.stage.model.config.vocab_size
+    chunk = similarity.chunk_size(self._batches[read[0]][0], vocab, options.candidates)
+    self._losses = searching.make_candidate_losses(self._loss, chunk)
+
+  def _loss(self, tuned: Tree, batch: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
+    # Frozen parameters travel with the batch: as a constant they would be copied into the program.
+    return self.experts.token_loss((tuned, batch['constants']), batch['frozen'], batch['rows'])
+
+  def search(self, task: str, base: Tree, chosen: np.ndarray) -> np.ndarray:
+    """Coefficients [source] with the smallest loss on the target's held-out rows.
+
+    Args:
+      task: the target.
+      base: theta_0.
+      chosen: numbers of the sources that may be used.
+    """
+    options, (tuned, constants) = self._options, self.experts.stacked
+    first = jax.tree.map(lambda leaf: leaf[0], constants)
+    own = jax.tree.map(lambda leaf: leaf[chosen], tuned)
+    batches = [{'rows': on_device(batch), 'frozen': self.experts.frozen, 'constants': first}
+               for batch in self._batches[task]]
+    base = cut(base, self.experts.stage.start.tuned_shapes())
+    found = searching.search(own, base, self._losses, batches, options.candidates, options.rounds,
+                             options.seed, options.simplex)
+    return found.coefficients
+
+  def fisher_mean(self, stacked: Tree, chosen: np.ndarray) -> Tree:
+    """Fisher-weighted mean of some sources, each counting alike.
+
+    Args:
+      stacked: canonical tree with leaves [source, ...] of the sources that may be used.
+      chosen: their numbers.
+    """
+    own = jax.tree.map(lambda leaf: leaf[chosen], self._fishers)
+    return fisher.fisher_mean(stacked, own, np.ones(len(chosen), np.float32))
+
+  def _diagonal(self, tasks: Sequence[str]) -> Tree:
+    """Canonical tree of diagonal Fishers [source, ...] with a mean entry of 1, in one program."""
+    batches = self.experts.batches(tasks, TRAIN, self._options.rows)
+    rows = [on_device(batches[task][0]) for task in tasks]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+    keys = jax.random.split(jax.random.key(self._options.seed), len(tasks))
+
+    @jax.jit
+    def run(sources, frozen, batches, keys):
+      one = lambda args: join(self._squares(args[0], frozen, args[1], args[2]))
+      return jax.lax.map(one, (sources, batches, keys))
+
+    return fisher.unit_scale(run(self.experts.stacked, self.experts.frozen, stacked, keys))
+
+  def _squares(self, source: Source, frozen: Tree, batch: dict[str, jax.Array],
+               key: jax.Array) -> Tree:
+    tuned, constants = source
+    labels = batch['targets']
+    if self._options.labels == 'model':
+      labels = jax.random.categorical(key, self.experts.logits(source, frozen, batch))
+
+    def loss(values, example):
+      row = {name: leaf[None] for name, leaf in example.items()}
+      logits = self.experts.logits((values, constants), frozen, row)
+      return -jnp.sum(log_probability(logits, row['labels']) * row['targets_mask'])
+
+    return fisher.squared_gradients(loss, tuned, batch | {'labels': labels})
