@@ -52,12 +52,14 @@ class LoRAOptions:
     alpha: LoRA scaling is alpha / rank.
     up_init: 'uniform' (as in PEMT's comparison) or 'zero', see `LoRA`.
     projections: names out of `PROJECTIONS`.
+    sites: patterns of sites in place of the projections, such as 'decoder/mlp/wo'.
   """
 
   rank: int = 8
   alpha: float = 8.0
   up_init: str = 'uniform'
   projections: tuple[str, ...] = PROJECTIONS
+  sites: tuple[str, ...] = ()
 
   def __post_init__(self):
     """Checks the values.
@@ -99,8 +101,9 @@ def lora(options: LoRAOptions, config: T5Config, prompt_length: int) -> Method:
   """LoRA on attention (Hu et al. 2021)."""
   del config, prompt_length
   delta = LoRA(options.rank, options.alpha / options.rank, options.up_init)
-  rules = tuple(Rule('lora', f'*_attention/{name}', delta) for name in options.projections)
-  return Method('lora', Plan(rules), (('.*_attention/./lora/.*', 'lora'), FROZEN))
+  places = options.sites or [f'*_attention/{name}' for name in options.projections]
+  rules = tuple(Rule('lora', place, delta) for place in places)
+  return Method('lora', Plan(rules), (('.*/lora/.*', 'lora'), FROZEN))
 
 
 def prompt(options: PromptOptions, config: T5Config, prompt_length: int) -> Method:
