@@ -1,4 +1,4 @@
-"""Bottleneck adapters (Houlsby et al. 2019): after a projection, or beside it."""
+"""Bottleneck adapters: after a sub-layer (Houlsby et al. 2019), or beside it (He et al. 2022)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pemt_jax.deltas.base import Delta, Values, Weight, Weights, normal_init, ones
+from pemt_jax.deltas.base import Delta, Values, Weight, Weights, normal_init, ones, zeros
 from pemt_jax.models.sites import Aux, Base, Site, SiteContext
 
 ACTIVATIONS = {
@@ -21,19 +21,27 @@ ACTIVATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Bottleneck:
-  """Shape of up(act(down(x))) with biases.
+  """Shape of scaling * up(act(down(x))).
 
   Attributes:
     size: width of the bottleneck.
     activation: a key of ACTIVATIONS.
     pre_norm: layer norm of the bottleneck's input.
     post_norm: layer norm of the bottleneck's output, before the residual.
+    biases: whether down and up have biases.
+    stddev: of the initial kernels.
+    up_init: 'normal', or 'zero': the adapter starts as the identity.
+    scaling: of the output, before the norm that follows it.
   """
 
   size: int
   activation: str = 'gelu_new'
   pre_norm: bool = False
   post_norm: bool = False
+  biases: bool = True
+  stddev: float = 0.01
+  up_init: str = 'normal'
+  scaling: float = 1.0
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
@@ -59,38 +67,59 @@ def bottleneck_weights(config: Bottleneck, sizes: tuple[int, int],
     axes: their logical names.
 
   Returns:
-    Kernels drawn from N(0, 0.01^2) and biases 0.
+    Kernels drawn from N(0, stddev^2) and biases 0.
   """
   weights: Weights = {}
   if config.pre_norm:
     weights |= _norm_weights('pre_norm', sizes[0])
-  kernel = normal_init(0.01)
-  weights |= {
-      'down/kernel': Weight((sizes[0], config.size), (axes[0], 'adapter'), kernel),
-      'down/bias': Weight((config.size,), ('adapter',)),
-      'up/kernel': Weight((config.size, sizes[1]), ('adapter', axes[1]), kernel),
-      'up/bias': Weight((sizes[1],), (axes[1],))}
+  kernel = normal_init(config.stddev)
+  up = zeros if config.up_init == 'zero' else kernel
+  weights['down/kernel'] = Weight((sizes[0], config.size), (axes[0], 'adapter'), kernel)
+  if config.biases:
+    weights['down/bias'] = Weight((config.size,), ('adapter',))
+  weights['up/kernel'] = Weight((config.size, sizes[1]), ('adapter', axes[1]), up)
+  if config.biases:
+    weights['up/bias'] = Weight((sizes[1],), (axes[1],))
   if config.post_norm:
     weights |= _norm_weights('post_norm', sizes[1])
   return weights
 
 
 def bottleneck(config: Bottleneck, values: Values, x: jax.Array) -> jax.Array:
-  """up(act(down(x))): [..., in] -> [..., out]; `values` are those of `bottleneck_weights`."""
+  """The bottleneck's output: [..., in] -> [..., out]; `values` are of `bottleneck_weights`."""
   if config.pre_norm:
     x = layer_norm(x, values['pre_norm/scale'], values['pre_norm/bias'])
-  hidden = x @ values['down/kernel'] + values['down/bias']
-  y = ACTIVATIONS[config.activation](hidden) @ values['up/kernel'] + values['up/bias']
+  hidden = x @ values['down/kernel']
+  if config.biases:
+    hidden += values['down/bias']
+  y = ACTIVATIONS[config.activation](hidden) @ values['up/kernel']
+  if config.biases:
+    y += values['up/bias']
+  if config.scaling != 1.0:
+    y *= config.scaling
   if config.post_norm:
     y = layer_norm(y, values['post_norm/scale'], values['post_norm/bias'])
   return y
 
 
+# What an adapter at the last projection of a sub-layer may read: s is the output of the sub-layer,
+# h the residual stream before it and its norm.
+READS = ('output', 'sum', 'input', 'normed')
+
+
 @dataclasses.dataclass(frozen=True)
 class Adapter(Delta):
-  """u = y + bottleneck(y), y = base(x): after the projection (PEMT's target adapter)."""
+  """u = s + bottleneck(r), s = base(x): an adapter at the last projection of a sub-layer.
+
+  Attributes:
+    bottleneck: its shape.
+    reads: what r is: 'output' s (Houlsby et al. 2019; PEMT's target adapter), 'sum' s + h
+      (Pfeiffer et al. 2021, as AdapterHub has it for T5), 'input' h (AdapterHub's parallel form),
+      'normed' the norm of h (parallel, He et al. 2022).
+  """
 
   bottleneck: Bottleneck
+  reads: str = 'output'
 
   def weights(self, site: Site) -> Weights:
     """Those of the bottleneck."""
@@ -101,7 +130,16 @@ class Adapter(Delta):
           site: Site) -> tuple[jax.Array, Aux]:
     """[batch, length, in] -> [batch, length, out]."""
     y = base(x)
-    return y + bottleneck(self.bottleneck, values, y), {}
+    return y + bottleneck(self.bottleneck, values, read(self.reads, y, context)), {}
+
+
+def read(what: str, y: jax.Array, context: SiteContext) -> jax.Array:
+  """What an adapter reads, see `READS`: [batch, length, embed] like y, the sub-layer's output."""
+  if what == 'output':
+    return y
+  if what == 'sum':
+    return y + context.residual.astype(y.dtype)
+  return (context.residual if what == 'input' else context.sublayer_input).astype(y.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 
 from pemt_jax import trees
 from pemt_jax.errors import UserError
+from pemt_jax.interop import pemt_baselines
 from pemt_jax.interop import pemt_layout as layouts
 from pemt_jax.interop.pemt_layout import PemtLayout
 from pemt_jax.models.t5_config import T5Config
@@ -49,8 +50,13 @@ def layout_from_state(
   if 'shared.weight' in shapes and backbone is None:
     backbone = infer_t5(state)
   encoder, decoder = (_layers(stack, shapes) for stack in ('encoder', 'decoder'))
-  form, width, found = _experts(shapes, sources)
-  target = _target(shapes, target)
+  baselines = pemt_baselines.shapes_of_state(shapes)
+  if baselines['mixda']:  # Its task adapter stands where experts of an adapter bank stand.
+    form, width, found, placed = None, 0, (), None
+    target = target or layouts.tasks_at(layouts.EXPERT_SITE, shapes)[0]
+  else:
+    form, width, found = _experts(shapes, sources)
+    target = placed = _target(shapes, target)
   prompt = (layouts.TUNED_PROMPT if layouts.TUNED_PROMPT in shapes else layouts.TASK_PROMPT)
   numbered = filter(None, map(_SOURCE_PROMPT.match, shapes))
   lengths = {int(match[1]): shapes[match[0]][0] for match in numbered}
@@ -63,12 +69,13 @@ def layout_from_state(
       attention_adapter_width=_first(shapes, (_down_bias(layouts.ATTENTION_SITE), 0)),
       adapter_norms=tuple(kind for kind in ('pre', 'post') if _first(
           shapes, (rf'layer\.\d\.adapter_controller\.{kind}_layer_norm\.weight$', 0))),
-      encoder_adapter_layers=_placement('encoder', encoder, target, shapes),
-      decoder_adapter_layers=_placement('decoder', decoder, target, shapes),
+      encoder_adapter_layers=_placement('encoder', encoder, placed, shapes),
+      decoder_adapter_layers=_placement('decoder', decoder, placed, shapes),
       attention_rank=_first(shapes, (_ATTENTION_A, 0)),
       joined_kv=_first(shapes, (_ATTENTION_B, 0)),
-      prompt_name=prompt, prompt_length=shapes.get(prompt, (0,))[0],
-      source_lengths=tuple(lengths[number] for number in sorted(lengths)))
+      prompt_name=prompt,
+      prompt_length=0 if 'attempt' in baselines else shapes.get(prompt, (0,))[0],
+      source_lengths=tuple(lengths[number] for number in sorted(lengths)), **baselines)
 
 
 def infer_t5(state: Mapping[str, Any]) -> T5Config:
@@ -187,7 +194,7 @@ def layout_from_tree(
     raise UserError(f'{len(sources)} source names are given but the tree has {count} experts; '
                     'give one name per expert, in order.')
   adapter = _tree_size(leaves, r'/mlp/wo/(?:pemt/)?adapter/down/bias$')
-  attention = _tree_size(leaves, r'/self_attention/adapter/down/bias$')
+  attention = _tree_size(leaves, r'/self_attention/o/adapter/down/bias$')
   if (adapter or attention) and target is None:
     raise UserError('The tree has a target adapter, whose names need its task; give the target.')
   rows = leaves.get('encoder/embed/prompt/table', (0,))[0]

@@ -7,6 +7,8 @@ import dataclasses
 import re
 from typing import Any
 
+from pemt_jax.interop import pemt_baselines
+from pemt_jax.interop.pemt_baselines import AdaMixShape, AttemptShape, MixDAShape
 from pemt_jax.models import t5_config
 from pemt_jax.models.t5_config import T5Config
 
@@ -66,6 +68,10 @@ class PemtLayout:
     prompt_length: rows of the own prompt.
     prompt_rows: rows of its leaf, if left-padded to more than `prompt_length`; 0 means equal.
     source_lengths: rows of each source prompt; empty without prompt correlation.
+    biases: whether BitFit's biases are there.
+    adamix: AdaMix after each feed-forward, or None.
+    mixda: MixDA in some feed-forwards, or None; its task adapter carries the name of `target`.
+    attempt: ATTEMPT's prompts and attention, or None; they are not counted as `prompt_length`.
   """
 
   embed: int
@@ -88,6 +94,10 @@ class PemtLayout:
   prompt_length: int = 0
   prompt_rows: int = 0
   source_lengths: tuple[int, ...] = ()
+  biases: bool = False
+  adamix: AdaMixShape | None = None
+  mixda: MixDAShape | None = None
+  attempt: AttemptShape | None = None
 
   @property
   def has_target_adapter(self) -> bool:
@@ -123,14 +133,20 @@ def layout_from_case(case: Mapping[str, Any]) -> PemtLayout:
   config = t5_config.from_hf(case['model_config'], 'model_config of case.json')
   trained = case.get('trainable', ())
   tuning = 'prefix_dim' in method
+  table = case.get('arrays', {}).get('grad/prefix_shared', {}).get('shape', ())
+  baselines = pemt_baselines.shapes_of_case(method, config, tuple(table))
+  length = method.get('prefix_dim' if tuning else 'prompt_len', 0)
   layout = PemtLayout(
       embed=config.embed, mlp=config.mlp, encoder_layers=config.encoder_layers,
       decoder_layers=config.decoder_layers, backbone=config,
       attention_rank=method.get('atten_lora_rank', 0),
       joined_kv=config.joined_kv if 'atten_lora_rank' in method else 0,
       prompt_name=TUNED_PROMPT if tuning else TASK_PROMPT,
-      prompt_length=method.get('prefix_dim' if tuning else 'prompt_len', 0),
-      source_lengths=tuple(method.get('source_prompt_lens', ())))
+      prompt_length=0 if 'attempt' in baselines else length,
+      source_lengths=tuple(method.get('source_prompt_lens', ())), **baselines)
+  if layout.mixda:
+    task = next(iter(tasks_at(EXPERT_SITE, trained)), 'task')
+    return dataclasses.replace(layout, target=method.get('task', task))
   layout = _with_case_experts(layout, method, trained)
   return _with_case_adapters(layout, method, trained)
 

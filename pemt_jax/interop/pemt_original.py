@@ -10,6 +10,7 @@ import numpy as np
 from pemt_jax.errors import UserError
 from pemt_jax.interop import huggingface
 from pemt_jax.interop import names
+from pemt_jax.interop import pemt_baselines
 from pemt_jax.interop import pemt_detect
 from pemt_jax.interop import pemt_layout
 from pemt_jax.interop.pemt_layout import PemtLayout
@@ -45,7 +46,8 @@ def table_of(layout: PemtLayout, parts: Collection[str] | None = None) -> names.
   if layout.backbone is not None and 'backbone' in chosen:
     backbone = huggingface.t5_table(layout.backbone)
     aliases, ignored = dict(backbone.aliases), backbone.ignored
-    aliases |= _prompt_aliases(layout)
+    aliases |= _prompt_aliases(layout) | pemt_baselines.aliases_of(layout)
+    ignored = (*ignored, *pemt_baselines.ignored_by(layout))
   return names.Table(tuple(weights), aliases, ignored)
 
 
@@ -130,7 +132,7 @@ def _attention_adapter(layout: PemtLayout) -> Iterator[names.Weight]:
   if not layout.attention_adapter_width:
     return
   for stack in _STACKS:
-    yield from _adapters(layout, stack, 'layer.0', 'self_attention/adapter',
+    yield from _adapters(layout, stack, 'layer.0', 'self_attention/o/adapter',
                          layout.attention_adapter_width)
 
 
@@ -184,6 +186,10 @@ PARTS = {
     'attention_lora': _attention_lora,
     'prompt': _prompt,
     'source_prompts': _source_prompts,
+    'biases': pemt_baselines.biases,
+    'adamix': pemt_baselines.adamix,
+    'mixda': pemt_baselines.mixda,
+    'attempt': pemt_baselines.attempt,
 }
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from pemt_jax.errors import UserError
-from pemt_jax.methods import baselines, prefixes
+from pemt_jax.methods import (
+    adamix, adapters, attempt, baselines, bitfit, ia3, low_rank, mixda, prefixes)
 from pemt_jax.methods.base import FROZEN, Auxiliary, Method, Observe
 from pemt_jax.models.sites import Plan
 from pemt_jax.models.t5_config import T5Config
@@ -45,6 +46,23 @@ ZOO: dict[str, Entry] = {
     'lora': Entry(baselines.LoRAOptions, baselines.lora),
     'prompt': Entry(baselines.PromptOptions, baselines.prompt),
     'full': Entry(baselines.FullOptions, baselines.full),
+    'houlsby': Entry(adapters.FamilyOptions, adapters.houlsby),
+    'pfeiffer': Entry(adapters.FamilyOptions, adapters.pfeiffer, adapters.PFEIFFER),
+    'parallel': Entry(adapters.FamilyOptions, adapters.parallel, adapters.PARALLEL),
+    'houlsby_ensembling': Entry(adapters.FamilyOptions, adapters.houlsby_ensembling,
+                                adapters.ENSEMBLING),
+    'compacter': Entry(adapters.CompacterOptions, adapters.compacter),
+    'bitfit': Entry(bitfit.BitFitOptions, bitfit.bitfit),
+    'adamix': Entry(adamix.AdaMixOptions, adamix.adamix),
+    'mixda': Entry(mixda.MixDAOptions, mixda.mixda),
+    'attempt': Entry(attempt.AttemptOptions, attempt.attempt),
+    'lora_ensembling': Entry(low_rank.EnsemblingLoRAOptions, low_rank.lora_ensembling),
+    'lora_mlp': Entry(low_rank.LowRankOptions, low_rank.lora_mlp),
+    'lora_br': Entry(low_rank.LowRankBiasOptions, low_rank.lora_br),
+    'bias_mlp': Entry(low_rank.LowRankBiasOptions, low_rank.bias_mlp),
+    'ia3': Entry(ia3.IA3Options, ia3.ia3),
+    'intrinsic_adapter': Entry(low_rank.IntrinsicAdapterOptions, low_rank.intrinsic_adapter),
+    'intrinsic_lora': Entry(low_rank.IntrinsicLoRAOptions, low_rank.intrinsic_lora),
     'prefix': Entry(prefixes.PrefixOptions, prefixes.prefix),
     'prefix_kv': Entry(prefixes.KeyValuePrefixOptions, prefixes.prefix_kv),
     'intrinsic_prefix': Entry(prefixes.IntrinsicPrefixOptions, prefixes.intrinsic_prefix),

@@ -40,6 +40,7 @@ class SiteContext:
     encoder_mask: [batch, source_length] 1 for real encoder positions (decoder only).
     task_ids: [batch] task of each row, or None.
     layer: [] index of the current layer.
+    position: [] position of a cached decoding step, where beams stand on the length axis, or None.
     key: random key of the current layer; None means deterministic.
     offset: [] number of prompt padding positions in front of the encoder input.
     shared: arrays that a delta prepared once for the current stack, by rule name.
@@ -56,6 +57,7 @@ class SiteContext:
   encoder_mask: jax.Array | None = None
   task_ids: jax.Array | None = None
   layer: jax.Array | int = 0
+  position: jax.Array | None = None
   key: jax.Array | None = None
   offset: jax.Array | int = 0
   shared: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -215,6 +215,8 @@ class Stack(nn.Module):
       mask = ((1.0 - context.mask) * MASKED)[:, None, None, :].astype(jnp.float32)
     else:
       mask = jnp.where(positions[None, :] <= positions[:, None], 0.0, MASKED)[None, None]
+      if spec.compute.mask_targets:
+        mask += (((1.0 - context.mask) * MASKED)[:, None, None, :]).astype(jnp.float32)
     shared, per_layer = self.prepare(context)
     inputs = self._inputs(context, shared, positions, positions, mask)
     x = spec.drop(x, context, 'embed').astype(spec.dtype)
@@ -241,7 +243,7 @@ class Stack(nn.Module):
     context = SiteContext(
         jnp.ones(x.shape[:2], jnp.float32), encoded.rows, prompt_mask=encoded.prompt_mask,
         encoder_mask=encoded.mask, encoder_states=encoded.states, task_ids=memory.task_ids,
-        model=model)
+        position=position, model=model)
     keys = jnp.arange(length)
     mask = jnp.where(keys <= position, 0.0, MASKED)[None, None, None]
     inputs = self._inputs(context, memory.shared, position[None], keys, mask)

@@ -17,7 +17,7 @@ _MODULES = {
         ('loop_', 'parity.ensembling_data'), ('merge_', 'parity.ensembling_merge'),
         ('similarity_', 'parity.ensembling_similarity'),
         ('importance_', 'parity.ensembling_similarity'), ('', 'parity.ensembling')),
-    'pemt': (('', 'parity.pemt'),),
+    'pemt': (('spot', 'parity.pemt_baselines'), ('', 'parity.pemt')),
 }
 _WITHOUT_MODEL = 'evaluation.parity_data'  # PEMT's cases without a state
 
@@ -41,7 +41,7 @@ def compute(case_dir: pathlib.Path, case: dict[str, Any], run: Compute) -> tuple
     raise UserError(f"{case_dir}: cases of system '{system}' cannot be computed; choose a folder"
                     f" with cases of {', '.join(_MODULES)}.")
   name = next(module for start, module in _MODULES[system] if case['case'].startswith(start))
-  if system == 'pemt' and not (case_dir / 'state.safetensors').exists():
+  if name == 'parity.pemt' and not (case_dir / 'state.safetensors').exists():
     name = _WITHOUT_MODEL
   function = importlib.import_module(f'pemt_jax.{name}').compute
   result = function(case_dir, *([run] if 'run' in inspect.signature(function).parameters else []))

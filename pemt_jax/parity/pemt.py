@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 import json
 import pathlib
 import re
@@ -10,41 +11,38 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from pemt_jax.errors import UserError
 from pemt_jax.interop import files, pemt_original
 from pemt_jax.interop.pemt_layout import PemtLayout
-from pemt_jax.methods import baselines, pemt
-from pemt_jax.methods.base import Method, make_loss, shift_right
+from pemt_jax.methods import pemt
+from pemt_jax.methods.base import Method, boxed_shapes, make_loss, shift_right
 from pemt_jax.models import generation
 from pemt_jax.models.decoding import GenerationConfig
 from pemt_jax.models.layers import Compute
+from pemt_jax.models.segments import cut, join
 from pemt_jax.models.t5 import T5
-from pemt_jax.trees import Tree, flatten, unflatten
+from pemt_jax.parity import pemt_baselines
+from pemt_jax.trees import Tree, flatten, merge, unflatten
 
 
-def method_of(layout: PemtLayout, options: dict[str, Any]) -> Method:
+def method_of(layout: PemtLayout, options: dict[str, Any],
+              trained: Collection[str] = ()) -> Method:
   """Returns the method that a case ran, with the published behaviours.
 
   Args:
     layout: parts of the case's state.
     options: `method_config` of the case.
+    trained: original names of the trained parameters.
 
   Raises:
     UserError: the case ran another method.
   """
   config = layout.backbone
-  if layout.expert_form is None and layout.attention_rank and not layout.has_target_adapter:
-    lora = baselines.LoRAOptions(layout.attention_rank,
-                                 layout.attention_rank * float(options.get('scaling', 1.0)))
-    return baselines.lora(lora, config, 0)
-  if layout.expert_form is None or layout.attention_rank or layout.attention_adapter_width:
-    foreign = sorted(set(options) - {'note'})
-    if foreign:
-      raise UserError(f"method_config has '{foreign[0]}', which belongs to none of the methods that"
-                      ' can be recomputed (full tuning, LoRA in attention, PEMT stages 1 and 2);'
-                      ' leave the case out.')
-    return baselines.full(baselines.FullOptions(), config, 0)
+  baseline = pemt_baselines.method_of(layout, options, trained)
+  if baseline is not None:
+    return baseline
   scaling = options.get('lora_scaling')
   if scaling is None and 'lora_alpha' in options:
     scaling = options['lora_alpha'] / options['lora_r']
@@ -86,7 +84,8 @@ def read_batch(inputs: dict[str, np.ndarray]) -> dict[str, jax.Array]:
       'inputs': jnp.asarray(inputs['input_ids'], jnp.int32),
       'inputs_mask': jnp.asarray(inputs['attention_mask'], jnp.float32),
       'targets': jnp.asarray(np.where(labels < 0, 0, labels), jnp.int32),
-      'targets_mask': jnp.asarray(labels >= 0, jnp.float32)}
+      'targets_mask': jnp.asarray(labels >= 0, jnp.float32),
+      **{name: jnp.asarray(inputs[name], jnp.int32) for name in ('task_ids',) if name in inputs}}
 
 
 def compute(case_dir: pathlib.Path, run: Compute = Compute()) -> dict[str, np.ndarray]:
@@ -105,20 +104,24 @@ def compute(case_dir: pathlib.Path, run: Compute = Compute()) -> dict[str, np.nd
   """
   case = json.loads((case_dir / 'case.json').read_text())
   layout = pemt_original.layout_from_case(case)
-  method = method_of(layout, case['method_config'])
+  with np.load(case_dir / 'inputs.npz') as loaded:
+    inputs = dict(loaded)
+  options = pemt_baselines.with_draws(case['method_config'], inputs)
+  method = method_of(layout, options, case.get('trainable', ()))
   state = files.read_tensors(case_dir / 'state.safetensors')
   variables = jax.tree.map(jnp.asarray, pemt_original.state_to_tree(state, layout))
-  with np.load(case_dir / 'inputs.npz') as inputs:
-    batch = read_batch(dict(inputs))
+  variables['constants'] |= pemt_baselines.draws_of(inputs, layout)
+  batch = read_batch(inputs)
   model = T5(layout.backbone, method.plan, run)
-  wanted = case['arrays']
+  wanted, shapes = case['arrays'], nn.meta.unbox(boxed_shapes(model))['params']
+  tuned, frozen = (cut(part, shapes) for part in _split(variables['params'], layout, wanted))
+  variables['params'] = merge(frozen, tuned)
   outputs = _forward(model, variables, batch)
-  tuned, frozen = _split(variables['params'], layout, wanted)
   loss_fn = make_loss(model, method)
   (loss, metrics), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(
       tuned, frozen, variables['constants'], batch, None)
   outputs |= {'loss': loss, 'ce_loss': metrics['cross_entropy_nats']}
-  outputs |= pemt_original.grads_to_named(grads, layout)
+  outputs |= pemt_original.grads_to_named(join(grads), layout)
   weights = [metrics[name] for name in sorted(metrics) if re.fullmatch(r'moe_weight_\d+', name)]
   if weights:
     order = sorted((n for n in metrics if n.startswith('moe_weight_')),
@@ -148,10 +151,11 @@ def _split(params: Tree, layout: PemtLayout, wanted: dict[str, Any]) -> tuple[Tr
 def _forward(model: T5, variables: Tree, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
   @jax.jit
   def forward(variables, batch):
-    encoded = model.apply(variables, batch['inputs'], batch['inputs_mask'], method='encode')
+    ids = batch.get('task_ids')
+    encoded = model.apply(variables, batch['inputs'], batch['inputs_mask'], ids, method='encode')
     decoder_inputs = shift_right(batch['targets'], model.config.start_id)
     logits, aux = model.apply(variables, decoder_inputs, batch['targets_mask'], encoded,
-                              method='decode')
+                              ids, method='decode')
     return encoded.states, logits, aux
 
   states, logits, aux = forward(variables, batch)

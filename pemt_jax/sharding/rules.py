@@ -32,6 +32,10 @@ RULES: Rules = (
     ('expert', 'expert'),
     ('layer', None),
     ('rank', None),
+    ('member', None),  # experts or terms inside of one delta
+    ('kronecker_in', None),
+    ('kronecker_out', None),
+    ('gate', None),
     ('prompt', None),
     ('adapter', None),
     ('kv', None),

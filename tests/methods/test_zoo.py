@@ -33,9 +33,18 @@ from tests import tiny
 SMALL = {
     'adapter': {'reduction': 2},
     'lora': {'rank': 2, 'alpha': 3.0},
+    'houlsby': {'reduction': 2},
+    'pfeiffer': {'reduction': 2, 'reads': 'sum'},
+    'parallel': {'size': 3},
+    'houlsby_ensembling': {'size': 3},
+    'compacter': {'reduction': 2, 'terms': 2},
+    'adamix': {'experts': 3, 'size': 4},
+    'mixda': {'count': 2, 'down_scale': 2, 'hidden': 6, 'encoder_layers': (1,),
+              'decoder_layers': (0, 1)},
+    'attempt': {'sources': 2, 'hidden': 5, 'temperature': 3.0},
 }
 # Patterns of backbone leaves that an entry tunes; the others leave the backbone as it is.
-TUNES_BACKBONE = {'adapter': '.*norm/scale', 'full': '.*'}
+TUNES_BACKBONE = {'full': '.*'} | dict.fromkeys(('adapter', 'houlsby', 'compacter'), '.*norm/scale')
 THOROUGH = ('lora', 'prompt', 'adapter+lora')
 NAMES = (*zoo.ZOO, 'adapter+lora')
 EVERY = list(NAMES)
