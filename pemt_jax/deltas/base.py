@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from pemt_jax.errors import UserError
 from pemt_jax.models.sites import Aux, Base, Site, SiteContext, StackShape
 
 Values = dict[str, jax.Array]
@@ -158,6 +159,21 @@ class Delta:
       The output, and auxiliaries by kind.
     """
     raise NotImplementedError
+
+  def fold(self, values: Values, kernel: jax.Array, site: Site) -> jax.Array:
+    """The kernel [in, out] that does alone what `kernel` and the delta around it do.
+
+    Args:
+      values: of `weights(site)`.
+      kernel: of the projection, float32.
+      site: the place.
+
+    Raises:
+      UserError: the delta is no linear map of the projection.
+    """
+    del values, kernel
+    raise UserError(f"the {type(self).__name__} at '{site.path}' cannot be folded into the"
+                    ' backbone, since it is no linear change of a kernel; keep it as an expert.')
 
   def module(self, site: Site, name: str) -> nn.Module:
     """The module that stands at a site."""

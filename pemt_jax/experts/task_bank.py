@@ -70,6 +70,6 @@ class TaskBank(Delta):
 
 
 def rows_of(value: jax.Array, task_ids: jax.Array) -> jax.Array:
-  """Values [expert, ...] -> [batch, ...]; vectors become [batch, 1, features], see `deltas.base`."""
+  """Values [expert, ...] -> [batch, ...]; vectors become [batch, 1, features] (`deltas.base`)."""
   rows = value[task_ids]
   return rows[:, None, :] if rows.ndim == 2 else rows

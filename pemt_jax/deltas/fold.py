@@ -1,0 +1,61 @@
+"""Folding: a backbone whose kernels do what kernels and linear deltas do together."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from pemt_jax.errors import UserError
+from pemt_jax.models.sites import Plan, Site
+from pemt_jax.trees import Tree, flatten, unflatten
+
+
+def fold(params: Tree, plan: Plan) -> Tree:
+  """Folds every delta of a plan into the kernel at its site.
+
+  Args:
+    params: parameters of a model with the plan, whole or cut into segments.
+    plan: its rules; an inner rule is folded first.
+
+  Returns:
+    Parameters of the plain backbone, float32 where something was folded.
+
+  Raises:
+    UserError: a delta that no kernel can replace, or one at a site without a kernel.
+  """
+  flat = dict(flatten(params))
+  sites = _sites_of(flat)
+  for rule in plan.rules:
+    if rule.delta.key_positions or rule.delta.prepares:
+      raise UserError(f"the {type(rule.delta).__name__} of rule '{rule.name}' cannot be folded into"
+                      ' the backbone, since it acts on no kernel; keep it as an expert.')
+  for place, path in sites.items():
+    for rule in plan.at(path):
+      values = _take(flat, f'{place}/{rule.name}/')
+      if values:
+        flat[f'{place}/kernel'] = _folded(rule.delta, values, flat, (place, path))
+  left = [path for path in flat if any(f'/{rule.name}/' in path for rule in plan.rules)]
+  if left:
+    raise UserError(f"'{left[0]}' belongs to no kernel, so its delta cannot be folded into the"
+                    ' backbone; keep it as an expert.')
+  return unflatten(flat)
+
+
+def _sites_of(flat):
+  """Place in the tree -> site path, of all projections."""
+  places = [path.removesuffix('/kernel') for path in flat if path.endswith('/kernel')]
+  drop = lambda place: '/'.join(part for part in place.split('/')
+                                if not part.startswith('layers'))
+  return {place: drop(place) for place in places}
+
+
+def _take(flat, start):
+  return {path.removeprefix(start): flat.pop(path) for path in list(flat) if path.startswith(start)}
+
+
+def _folded(delta, values, flat, names):
+  place, path = names
+  kernel = jnp.asarray(flat[f'{place}/kernel'], jnp.float32)
+  site = Site(path, *kernel.shape[-2:], 'in', 'out', jnp.float32)
+  one = lambda values, kernel: delta.fold(values, kernel, site)
+  return jax.vmap(one)(values, kernel) if kernel.ndim == 3 else one(values, kernel)
