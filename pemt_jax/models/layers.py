@@ -28,11 +28,14 @@ class Compute:
       are always float32.
     scan_layers: False unrolls the loop over layers; same parameters, same numbers.
     remat: recompute layer activations in the backward pass.
+    mask_targets: self-attention of the decoder does not look at padding of the targets. As the
+      padding stands last, this changes nothing but states at padding.
   """
 
   dtype: str = 'float32'
   scan_layers: bool = True
   remat: bool = False
+  mask_targets: bool = False
 
 
 def fold_name(key: jax.Array, name: str) -> jax.Array:
