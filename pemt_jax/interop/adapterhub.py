@@ -144,9 +144,8 @@ def form_of(values: Any, config: T5Config, file: pathlib.Path) -> BottleneckForm
     if values.get(key) != wanted:
       raise UserError(f"'{file}' has {key} {values.get(key)!r}, the backbone has {wanted!r}; give"
                       ' the backbone it was trained on.')
-  ignored = _READ | _TRAINING | (set() if own.get('phm_layer') else _PHM)
   for key, value in own.items():
-    if value and key not in ignored | {'architecture'}:
+    if value and key not in _READ | _TRAINING | _PHM:
       raise _refusal(file, key, value)
   activations = _ACTIVATIONS if 'version' in values else _OLD_ACTIVATIONS
   activation = str(own.get('non_linearity')).lower()
@@ -154,8 +153,9 @@ def form_of(values: Any, config: T5Config, file: pathlib.Path) -> BottleneckForm
     raise _refusal(file, 'non_linearity', own.get('non_linearity'))
   layers = _layers(own.get('leave_out') or (), config, file)
   return BottleneckForm(
-      sites=_sites(own, file), reads=_reads(own, file), size=_size(own, config, file),
-      activation=activations[activation], scaling=_scaling(own, file),
+      sites=_sites(own, _stacks(layers), file), reads=_reads(own, file),
+      size=_size(own, config, file), activation=activations[activation],
+      scaling=_scaling(own, file),
       pre_norm=bool(own.get('ln_before')), post_norm=bool(own.get('ln_after')), layers=layers)
 
 
@@ -163,9 +163,15 @@ def _refusal(file: pathlib.Path, key: str, value: Any) -> UserError:
   return UserError(f"'{file}' sets '{key}' to {value!r}, which has no form here; train without it.")
 
 
-def _sites(own: Mapping[str, Any], file: pathlib.Path) -> tuple[str, ...]:
+def _stacks(layers: tuple[tuple[str, int], ...] | None) -> list[str]:
+  """Stacks that have adapters."""
+  return [stack for stack in STACKS
+          if layers is None or stack in {owner for owner, _ in layers}]
+
+
+def _sites(own: Mapping[str, Any], stacks: list[str], file: pathlib.Path) -> tuple[str, ...]:
   kinds = [kind for key, kind in _PLACES.items() if own.get(key)]
-  sites = tuple(f'{stack}/{kind}' for stack in STACKS for kind in kinds
+  sites = tuple(f'{stack}/{kind}' for stack in stacks for kind in kinds
                 if kind in _NUMBERS[stack])
   if not sites:
     raise UserError(f"'{file}' has none of {', '.join(_PLACES)}; the adapter stands nowhere.")
@@ -207,10 +213,16 @@ def _scaling(own: Mapping[str, Any], file: pathlib.Path) -> float:
   return scaling
 
 
+def _every_layer(config: T5Config) -> list[tuple[str, int]]:
+  """(stack, layer) in the package's count."""
+  return [(stack, layer) for stack in STACKS
+          for layer in range(peft_forms.depth_of(config, stack))]
+
+
 def _layers(left_out: Any, config: T5Config,
             file: pathlib.Path) -> tuple[tuple[str, int], ...] | None:
   """The layers that have adapters; the package counts those of the decoder after the encoder's."""
-  every = [(stack, layer) for stack in STACKS for layer in range(peft_forms.depth_of(config, stack))]
+  every = _every_layer(config)
   unknown = [number for number in left_out if number not in range(len(every))]
   if unknown:
     raise UserError(f"'{file}' leaves out layer {unknown[0]!r}, the backbone has {len(every)}; give"
@@ -221,13 +233,13 @@ def _layers(left_out: Any, config: T5Config,
 
 def values_of(form: BottleneckForm, config: T5Config) -> dict[str, Any]:
   """Returns the inner config that the package reads; what is left out has its defaults."""
-  every = [(stack, layer) for stack in STACKS for layer in range(peft_forms.depth_of(config, stack))]
+  every = _every_layer(config)
   left_out = [number for number, place in enumerate(every)
               if form.layers is not None and place not in form.layers]
   kinds = {site.partition('/')[2] for site in form.sites}
   values = {key: kind in kinds for key, kind in _PLACES.items()}
-  meant = tuple(f'{stack}/{kind}' for stack in STACKS for kind in _PLACES.values()
-                if kind in kinds and kind in _NUMBERS[stack])
+  meant = [f'{stack}/{kind}' for stack in _stacks(form.layers) for kind in kinds
+           if kind in _NUMBERS[stack]]
   if set(meant) != set(form.sites):
     raise UserError(f"The package adapters has no form for adapters at {', '.join(form.sites)}"
                     ' only; it places them in both stacks.')

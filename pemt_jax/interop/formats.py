@@ -12,6 +12,7 @@ from pemt_jax.errors import UserError
 from pemt_jax.interop import expert_format
 from pemt_jax.interop import files
 from pemt_jax.interop import huggingface
+from pemt_jax.interop import peft_experts
 from pemt_jax.interop import pemt_files
 from pemt_jax.interop import pemt_layout
 from pemt_jax.interop import pemt_original
@@ -98,8 +99,8 @@ def convert(
   """Translates one checkpoint.
 
   Args:
-    source_kind: key of `FORMATS`.
-    target_kind: key of `FORMATS`.
+    source_kind: key of `ABOUT`.
+    target_kind: key of `ABOUT`.
     source: file or folder to read (for `hf_t5` also a name or hub id).
     target: file or folder to write.
     options: what the files do not say.
@@ -111,8 +112,10 @@ def convert(
     UserError: unknown kind, or whatever reader and writer find wrong.
   """
   for kind in (source_kind, target_kind):
-    if kind not in FORMATS:
-      raise UserError(f"Unknown format '{kind}'; known are {', '.join(FORMATS)}.")
+    if kind not in ABOUT:
+      raise UserError(f"Unknown format '{kind}'; known are {', '.join(ABOUT)}.")
+  if not {source_kind, target_kind} <= set(FORMATS):
+    return _convert_folder(source_kind, target_kind, source, target, options)
   artefact = FORMATS[source_kind].read(pathlib.Path(source), options)
   if options.backbone is not None and artefact.layout.backbone is None:
     artefact = _on_backbone(artefact, options.backbone)
@@ -120,6 +123,19 @@ def convert(
     raise UserError(f"Input '{source}' has a backbone of its own; leave --backbone out.")
   written = FORMATS[target_kind].write(pathlib.Path(target), artefact, options)
   return [path for path in trees.flatten(artefact.params) if path not in written]
+
+
+def _convert_folder(
+    source_kind: str, target_kind: str, source: str, target: str, options: Options) -> list[str]:
+  """Adapter folders of other programs, which become experts and back."""
+  if target_kind == 'expert':
+    task = next(iter(options.source_names), None)
+    return peft_experts.to_expert(source_kind, source, target, options.backbone, task)
+  if source_kind == 'expert':
+    return peft_experts.from_expert(
+        target_kind, source, target, options.backbone, options.weights)
+  raise UserError(f'There is no way from {source_kind} to {target_kind}; convert to an expert '
+                  'first.')
 
 
 def _on_backbone(artefact: Artefact, name: str) -> Artefact:
@@ -273,3 +289,7 @@ FORMATS: Mapping[str, Format] = {
     'expert': Format('folder of the expert library', _read_expert, _write_expert),
     'safetensors': Format('one file with the tree under its own names', _read_tree, _write_tree),
 }
+
+# Name of --from and --to -> one line for the help text.
+ABOUT: Mapping[str, str] = {
+    **{kind: form.about for kind, form in FORMATS.items()}, **peft_experts.FOLDERS}

@@ -21,9 +21,13 @@ class IA3Options:
 
   Attributes:
     scaled: names out of `SCALED`.
+    outputs: patterns of sites whose output is scaled.
+    inputs: patterns of sites whose input is scaled; if any are named, `scaled` is not read.
   """
 
   scaled: tuple[str, ...] = tuple(SCALED)
+  outputs: tuple[str, ...] = ()
+  inputs: tuple[str, ...] = ()
 
   def __post_init__(self):
     """Checks the values.
@@ -39,6 +43,8 @@ class IA3Options:
 def ia3(options: IA3Options, config: T5Config, prompt_length: int) -> Method:
   """(IA)^3 (Liu et al. 2022)."""
   del config, prompt_length
-  rules = tuple(Rule('ia3', SCALED[name][0], IA3(SCALED[name][1]))
-                for name in dict.fromkeys(options.scaled))
+  places = [(site, 'output') for site in options.outputs]
+  places += [(site, 'input') for site in options.inputs]
+  places = places or [SCALED[name] for name in dict.fromkeys(options.scaled)]
+  rules = tuple(Rule('ia3', site, IA3(side)) for site, side in places)
   return Method('ia3', Plan(rules), (('.*/ia3/.*', 'ia3'), FROZEN))
