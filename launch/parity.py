@@ -6,6 +6,7 @@ python launch/parity.py --cases=DIR --output=DIR
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 import sys
 
@@ -37,14 +38,25 @@ def report(name: str, arrays: dict[str, np.ndarray], reference: pathlib.Path) ->
   print(name, ' '.join(f'{kind}={error:.1e}' for kind, error in worst.items()))
 
 
+def close(found: object, expected: object) -> bool:
+  """Says whether two JSON values are equal, numbers within 1e-9."""
+  if isinstance(found, float) or isinstance(expected, float):
+    return isinstance(found, (int, float)) and math.isclose(found, expected, abs_tol=1e-9)
+  if isinstance(found, list) and isinstance(expected, list):
+    return len(found) == len(expected) and all(map(close, found, expected))
+  if isinstance(found, dict) and isinstance(expected, dict):
+    return found.keys() == expected.keys() and all(close(found[k], expected[k]) for k in found)
+  return found == expected
+
+
 def check(result: object, reference: pathlib.Path) -> str:
   """Says whether a result of texts is the recorded one, or which of its parts differ."""
   expected = json.loads(reference.read_text())
   found = json.loads(json.dumps(result))
-  if found == expected:
+  if close(found, expected):
     return 'equal'
   keys = sorted(set(found) | set(expected)) if isinstance(expected, dict) else []
-  wrong = [key for key in keys if found.get(key) != expected.get(key)]
+  wrong = [key for key in keys if not close(found.get(key), expected.get(key))]
   return f'differs: {", ".join(wrong[:5]) or "all"}'
 
 

@@ -23,6 +23,7 @@ SENTINEL = '<extra_id_0>'
 PLAIN = 'plain'
 ROW_LIMIT = 400_000  # published limit of train rows
 _POOL_SEED = 42
+_BLANK = {'answers': ['']}
 
 # Metric of the gym -> metric of this library.
 METRIC_NAMES: Mapping[str, str] = MappingProxyType({
@@ -114,7 +115,8 @@ def gym_task(title: str, rule: GymRule, lines: Lines, metric: str,
     lines: row -> lines.
     metric: a key of `METRIC_NAMES`.
     hf: Hugging Face data set and config.
-    **options: fields of `Task`; `published` (lines as published, where the task's own differ).
+    **options: fields of `Task`, of which `blank` is joined with that of pre-built rows; and
+      `published`, the lines as published where the task's own differ.
   """
   shows_options = rule.family == 'multiple_choice_qa'
   published = options.pop('published', None)
@@ -129,7 +131,9 @@ def gym_task(title: str, rule: GymRule, lines: Lines, metric: str,
           title, lines, tagged, shows_options), variants=forms, metrics=(METRIC_NAMES[metric],),
       description=DESCRIPTIONS[rule.family], hf=hf, gym=rule, postprocess='all_answers',
       folders=(*options.pop('more_folders', ()), *folders), few_shot_label=None,
-      blank={}, fixed_row_limits={'train': ROW_LIMIT}, **options)
+      # QuAIL's field `answers` holds the options, which must stay.
+      blank=options.pop('blank', {}) | ({} if title == 'quail' else _BLANK),
+      fixed_row_limits={'train': ROW_LIMIT}, **options)
 
 
 DESCRIPTIONS: Mapping[str, str] = MappingProxyType({

@@ -27,7 +27,7 @@ def _classes(title: str, show: Callable[[Row], str], words: tuple[str, ...],
   lines = gym.line(show, gym.word_of(words, field))
   if 'skip' in options:
     lines = gym.unless(options.pop('skip'), lines)
-  return gym_task(title, rule, lines, metric, hf, **options)
+  return gym_task(title, rule, lines, metric, hf, blank={field: words[0]}, **options)
 
 
 def _tweets(part: str, words: tuple[str, ...]) -> Task:
@@ -38,7 +38,7 @@ def _tweets(part: str, words: tuple[str, ...]) -> Task:
 def _summary(title: str, show: Callable[[Row], str], how: Callable[[str], str]) -> Task:
   rule = GymRule('text', 'summarization', official_test='test')
   return gym_task(title, rule, gym.line(show, gym.answer_in('summary', how)), 'Rouge-L',
-                  (title, None))
+                  (title, None), blank={'summary': ''})
 
 
 def _blimp(part: str) -> Task:

@@ -68,6 +68,22 @@ def test_few_shot_rows_are_distinct_and_balanced(labels, shots, seed):
   assert first + second == gym.shuffled(len(labels), seed)[:2 * shots]
 
 
+def test_rows_without_labels_have_their_text(golden_root):
+  stored = golden_root / 'ensembling' / 'data_tasks' / 'inputs.json'
+  labels = ('label', 'answerKey', 'answer_index', 'correct_answer_idx', 'correct_answer_id',
+            'gold_label', 'claim_label', 'obj_label', 'target', 'summary', 'answer_label_as_choice')
+  for title, given in json.loads(stored.read_text(encoding='utf-8')).items():
+    task = get_task(f'crossfit/{title}')
+    rows = [row for row in next(iter(given['splits'].values())) if task.template_named(
+        'published' if 'published' in task.variants else 'default')(row)]
+    for row in rows:
+      if row.get('choices') and row['choices'].get('label', 'A')[0] != 'A':
+        continue
+      wanted = (task.variants.get('published') or task.template)(row)[0].source
+      bare = {name: value for name, value in row.items() if name not in labels}
+      assert task.template({**bare, **task.blank})[0].source == wanted, title
+
+
 def test_draws_are_those_of_the_legacy_shuffle():
   rows = list(range(9))
   np.random.seed(13)
