@@ -81,9 +81,9 @@ LOGIT_METRICS = ('loss', 'kl', 'el2n', 'logit_cosine')
 
 # Batches of GraNd: by the number of labels of the target; by block or layer, of yes/no tasks.
 LABEL_CAPS = {2: 6, 3: 9, 4: 12, 6: 18}
+YES_NO = ('boolq', 'mc_taco')  # whatever the task's own table says of their labels
 OTHER_CAP = 10
-PART_CAPS = {'boolq': 3, 'mc_taco': 3}
-OTHER_PART_CAP = 5
+YES_NO_PART_CAP, OTHER_PART_CAP = 3, 5
 
 
 def batch_cap(task: str, labels: int, parts: bool = False) -> int:
@@ -94,9 +94,10 @@ def batch_cap(task: str, labels: int, parts: bool = False) -> int:
     labels: number of its label words, 0 where it has none.
     parts: scores by block or by layer.
   """
+  yes_no = task.rpartition('/')[2] in YES_NO
   if parts:
-    return PART_CAPS.get(task.rpartition('/')[2], OTHER_PART_CAP)
-  return LABEL_CAPS.get(labels, OTHER_CAP)
+    return YES_NO_PART_CAP if yes_no else OTHER_PART_CAP
+  return LABEL_CAPS.get(2 if yes_no else labels, OTHER_CAP)
 
 
 def chunk_size(batch: Mapping[str, Any], vocab: int, sources: int) -> int:

@@ -19,6 +19,7 @@ from pemt_jax.experts.library import ExpertCard, check_backbone, load_expert
 from pemt_jax.experts.tree_files import check_description, describe
 from pemt_jax.methods.base import shift_right, token_cross_entropy
 from pemt_jax.models.segments import cut, join_shapes
+from pemt_jax.models.t5 import T5
 from pemt_jax.stages.artefacts import config_of
 from pemt_jax.stages.backbone import Backbone, load_backbone
 from pemt_jax.stages.build import Stage, build
@@ -103,6 +104,41 @@ def stack_trees(sources: Sequence[Source]) -> Source:
   return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *sources)
 
 
+@dataclasses.dataclass(frozen=True)
+class Runner:
+  """A model and what it runs.
+
+  Attributes:
+    model: backbone with the plan of the sources.
+    frozen: frozen parameters.
+    stacked: (tuned, constants) with leaves [source, ...], in the segments of the model.
+  """
+
+  model: T5
+  frozen: Tree
+  stacked: Source
+
+  @property
+  def count(self) -> int:
+    """Number of sources."""
+    return jax.tree.leaves(self.stacked[0])[0].shape[0]
+
+  def logits(self, source: Source, frozen: Tree, batch: dict[str, Any],
+             key: jax.Array | None = None) -> jax.Array:
+    """[batch, length, vocab] teacher-forced logits of one source."""
+    tuned, constants = source
+    variables = {'params': merge(frozen, tuned), 'constants': constants}
+    inputs = shift_right(batch['targets'], self.model.config.start_id)
+    return self.model.apply(variables, batch['inputs'], batch['inputs_mask'], inputs,
+                            batch['targets_mask'], None, key)[0]
+
+  def token_loss(self, source: Source, frozen: Tree, batch: dict[str, Any],
+                 key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """(sum of -log p over the real target tokens, their number) of one source."""
+    return token_cross_entropy(self.logits(source, frozen, batch, key), batch['targets'],
+                               batch['targets_mask'])
+
+
 class ExpertSet:
   """Sources under one model.
 
@@ -110,8 +146,7 @@ class ExpertSet:
     sources: as they are stored.
     names: of the sources.
     stage: built for the targets.
-    stacked: (tuned, constants) with leaves [source, ...], in the segments of the model; prompts are
-      padded on the left to the longest one.
+    runner: the model with the stacked sources; prompts are padded on the left to the longest one.
   """
 
   def __init__(self, sources: Sequence[LoadedSource], tasks: Sequence[str], workdir: pathlib.Path,
@@ -147,12 +182,7 @@ class ExpertSet:
     self.sources, self.names = tuple(sources), tuple(source.name for source in sources)
     self.stage: Stage = build(config, workdir, backbone)
     self.specs: dict[str, ReplicaSpec] = {s.task: s for s in self.stage.specs.values()}
-    self.stacked = self.trees_of(sources)
-
-  @property
-  def frozen(self) -> Tree:
-    """Frozen parameters on the device."""
-    return self.stage.start.frozen
+    self.runner = Runner(self.stage.model, self.stage.start.frozen, self.trees_of(sources))
 
   def trees_of(self, sources: Sequence[LoadedSource]) -> Source:
     """(tuned, constants) of experts with leaves [source, ...], for the model of this set.
@@ -167,22 +197,6 @@ class ExpertSet:
       check_description(describe(tuned), expected, source.folder)
       found.append((cut(tuned, shapes), constants))
     return stack_trees(found)
-
-  def logits(self, source: Source, frozen: Tree, batch: dict[str, Any],
-             key: jax.Array | None = None) -> jax.Array:
-    """[batch, length, vocab] teacher-forced logits of one source."""
-    tuned, constants = source
-    variables = {'params': merge(frozen, tuned), 'constants': constants}
-    model = self.stage.model
-    inputs = shift_right(batch['targets'], model.config.start_id)
-    return model.apply(variables, batch['inputs'], batch['inputs_mask'], inputs,
-                       batch['targets_mask'], None, key)[0]
-
-  def token_loss(self, source: Source, frozen: Tree, batch: dict[str, Any],
-                 key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-    """(sum of -log p over the real target tokens, their number) of one source."""
-    return token_cross_entropy(self.logits(source, frozen, batch, key), batch['targets'],
-                               batch['targets_mask'])
 
   def batches(self, tasks: Sequence[str], split: str, size: int) -> dict[str, list[pipeline.Batch]]:
     """Rows of each task in their order, in batches of one shape for all tasks.

@@ -47,13 +47,13 @@ class RowMerger:
       self._fishers = self._diagonal(own)
       return
     self._batches = self.experts.batches(read, HELD_OUT, options.rows)
-    vocab = self.experts.stage.model.config.vocab_size
+    vocab = self.experts.runner.model.config.vocab_size
     chunk = similarity.chunk_size(self._batches[read[0]][0], vocab, options.candidates)
     self._losses = searching.make_candidate_losses(self._loss, chunk)
 
   def _loss(self, tuned: Tree, batch: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
     # Frozen parameters travel with the batch: as a constant they would be copied into the program.
-    return self.experts.token_loss((tuned, batch['constants']), batch['frozen'], batch['rows'])
+    return self.experts.runner.token_loss((tuned, batch['constants']), batch['frozen'], batch['rows'])
 
   def search(self, task: str, base: Tree, chosen: np.ndarray) -> np.ndarray:
     """Coefficients [source] with the smallest loss on the target's held-out rows.
@@ -63,10 +63,10 @@ class RowMerger:
       base: theta_0.
       chosen: numbers of the sources that may be used.
     """
-    options, (tuned, constants) = self._options, self.experts.stacked
+    options, (tuned, constants) = self._options, self.experts.runner.stacked
     first = jax.tree.map(lambda leaf: leaf[0], constants)
     own = jax.tree.map(lambda leaf: leaf[chosen], tuned)
-    batches = [{'rows': on_device(batch), 'frozen': self.experts.frozen, 'constants': first}
+    batches = [{'rows': on_device(batch), 'frozen': self.experts.runner.frozen, 'constants': first}
                for batch in self._batches[task]]
     base = cut(base, self.experts.stage.start.tuned_shapes())
     found = searching.search(own, base, self._losses, batches, options.candidates, options.rounds,
@@ -95,18 +95,18 @@ class RowMerger:
       one = lambda args: join(self._squares(args[0], frozen, args[1], args[2]))
       return jax.lax.map(one, (sources, batches, keys))
 
-    return fisher.unit_scale(run(self.experts.stacked, self.experts.frozen, stacked, keys))
+    return fisher.unit_scale(run(self.experts.runner.stacked, self.experts.runner.frozen, stacked, keys))
 
   def _squares(self, source: Source, frozen: Tree, batch: dict[str, jax.Array],
                key: jax.Array) -> Tree:
     tuned, constants = source
     labels = batch['targets']
     if self._options.labels == 'model':
-      labels = jax.random.categorical(key, self.experts.logits(source, frozen, batch))
+      labels = jax.random.categorical(key, self.experts.runner.logits(source, frozen, batch))
 
     def loss(values, example):
       row = {name: leaf[None] for name, leaf in example.items()}
-      logits = self.experts.logits((values, constants), frozen, row)
+      logits = self.experts.runner.logits((values, constants), frozen, row)
       return -jnp.sum(log_probability(logits, row['labels']) * row['targets_mask'])
 
     return fisher.squared_gradients(loss, tuned, batch | {'labels': labels})

@@ -21,7 +21,7 @@ from pemt_jax.interop.ensembling_files import Matrix
 from pemt_jax.models.segments import join
 from pemt_jax.stages.expert_set import ExpertSet, LoadedSource, file_name, load_sources
 from pemt_jax.stages.similarity_rows import (
-    GRADIENT_PARTS, ROW_METRICS, Measurer, SimilarityOptions)
+    GRADIENT_PARTS, ROW_METRICS, Measurer, SimilarityOptions, gradient_caps)
 from pemt_jax.training.records import RESULT
 from pemt_jax.trees import Tree
 
@@ -118,19 +118,20 @@ def _by_rows(experts, tasks, options, own) -> dict[str, list[Any]]:
   if not wanted:
     return {}
   batches = experts.batches(tasks, SPLIT, options.batch_size)
-  measurer = Measurer(experts, options, batches[tasks[0]][0])
+  measurer = Measurer(experts.runner, options, batches[tasks[0]][0])
   first = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)
   rows = []
   for task in tasks:
     reference = first(experts.trees_of([own[task]])) if own else None
-    rows.append(measurer.measure(task, batches[task], reference))
+    caps = gradient_caps(task, len(get_task(task).label_words or ()), options)
+    rows.append(measurer.measure(batches[task], reference, caps))
   return {name: [row[name] for row in rows] for name in wanted}
 
 
 def _by_weights(loaded, experts, tasks, options, own, references) -> dict[str, list[np.ndarray]]:
   """metric -> one row per target, of the metrics that compare weights."""
   found: dict[str, list[np.ndarray]] = {}
-  stacked = experts.stacked[0]
+  stacked = experts.runner.stacked[0]
   count = similarity.tensor_count(jax.tree.map(lambda leaf: leaf[0], _joined(stacked)))
   if 'cosine' in options.metrics:
     found['cosine'] = [similarity.weight_cosine(
@@ -260,5 +261,5 @@ def zero_shot_scores(experts: ExpertSet, tasks: Sequence[str], split: str = SPLI
 
 
 def _with_frozen(experts: ExpertSet) -> tuple[Tree, Tree, Tree]:
-  tuned, constants = experts.stacked
-  return tuned, experts.frozen, constants
+  tuned, constants = experts.runner.stacked
+  return tuned, experts.runner.frozen, constants

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pemt_jax.data.tasks import get_task
 from pemt_jax.deltas.record import BLOCK_RULES
 from pemt_jax.errors import number, one_of
 from pemt_jax.experts import similarity
@@ -18,11 +17,13 @@ from pemt_jax.experts.similarity import LOGIT_METRICS, METRICS
 from pemt_jax.methods.base import shift_right
 from pemt_jax.models.sites import Plan
 from pemt_jax.models.t5 import T5
-from pemt_jax.stages.expert_set import ExpertSet, Source, on_device
+from pemt_jax.stages.expert_set import Runner, Source, on_device
 from pemt_jax.trees import Tree, merge
 
 ROW_METRICS = tuple(name for name, metric in METRICS.items() if metric.rows)
 GRADIENT_PARTS = ('grand_by_block', 'grand_by_layer')
+_EVERY = 1 << 30
+_GRADIENTS = ('grand', *GRADIENT_PARTS)
 _STACKS = (('encoder', 'inputs'), ('decoder', 'targets'))
 
 
@@ -68,37 +69,50 @@ class SimilarityOptions:
       number(field, getattr(self, field), getattr(self, field) >= 0, 'of at least 0')
 
 
+def gradient_caps(task: str, labels: int, options: SimilarityOptions) -> dict[str, int]:
+  """Most batches of a target that each metric of gradients reads.
+
+  Args:
+    task: the target.
+    labels: number of its label words.
+    options: how.
+  """
+  if options.rows == 'all':
+    return dict.fromkeys(_GRADIENTS, _EVERY)
+  return {name: options.gradient_batches or similarity.batch_cap(task, labels, name != 'grand')
+          for name in _GRADIENTS}
+
+
 class Measurer:
-  """Compiled programs of all row metrics for one set of experts.
+  """Compiled programs of all row metrics for one set of sources.
 
   Attributes:
-    experts: the set.
+    runner: the sources.
     options: how.
   """
 
-  def __init__(self, experts: ExpertSet, options: SimilarityOptions, batch: Mapping[str, Any]):
+  def __init__(self, runner: Runner, options: SimilarityOptions, batch: Mapping[str, Any]):
     """Makes the programs.
 
     Args:
-      experts: the set.
+      runner: the sources.
       options: how.
       batch: any batch; only its shape counts.
     """
-    self.experts, self.options = experts, options
-    count, vocab = len(experts.names), experts.stage.model.config.vocab_size
+    self.runner, self.options = runner, options
+    count, vocab = runner.count, runner.model.config.vocab_size
     chunk = min(options.chunk or similarity.chunk_size(batch, vocab, count), count)
-    self._logits = jax.jit(experts.logits)
-    self._tokens = similarity.make_logit_scores(experts.logits, chunk)
+    self._logits = jax.jit(runner.logits)
+    self._tokens = similarity.make_logit_scores(runner.logits, chunk)
     self._squares = similarity.make_gradient_squares(self._mean_loss, chunk, options.leaves)
     self._states = jax.jit(self._block_states)
     self._cosines = jax.jit(lambda sources, *rest: jax.lax.map(
         lambda source: self._block_cosines(source, *rest), sources, batch_size=chunk))
-    stage = experts.stage
-    plan = Plan((*stage.method.plan.rules, *BLOCK_RULES))
-    self._recorder = T5(stage.backbone.config, plan, stage.backbone.compute)
+    model = runner.model
+    self._recorder = T5(model.config, Plan((*model.plan.rules, *BLOCK_RULES)), model.compute)
 
   def _mean_loss(self, source, frozen, batch, key):
-    total, weight = self.experts.token_loss(source, frozen, batch, key)
+    total, weight = self.runner.token_loss(source, frozen, batch, key)
     return total / jnp.maximum(weight, 1.0)
 
   def _block_states(self, source: Source, frozen: Tree, batch: dict[str, Any]) -> dict[str, Any]:
@@ -111,7 +125,7 @@ class Measurer:
     found = {}
     for stack, name in _STACKS:
       states = jnp.concatenate([aux[f'{stack}/self_attention_norm/record/state'][1:],
-                                      aux[f'{stack}/final_norm/record/state'][None]])
+                                aux[f'{stack}/final_norm/record/state'][None]])
       found[stack] = states[:, :, states.shape[2] - batch[name].shape[1]:]
     return found
 
@@ -120,14 +134,14 @@ class Measurer:
     return {stack: similarity.block_cosine(reference[stack], states[stack], batch[f'{name}_mask'])
             for stack, name in _STACKS}
 
-  def measure(self, task: str, batches: Sequence[Mapping[str, Any]],
-              own: Source | None) -> dict[str, Any]:
+  def measure(self, batches: Sequence[Mapping[str, Any]], own: Source | None,
+              caps: Mapping[str, int]) -> dict[str, Any]:
     """All wanted row metrics of one target.
 
     Args:
-      task: the target.
       batches: its rows in order.
       own: the target's own expert, tuned from random values, without a source axis; or None.
+      caps: metric of gradients -> most batches, see `gradient_caps`.
 
     Returns:
       metric -> [source]; parts -> {part: [source]}.
@@ -135,8 +149,8 @@ class Measurer:
     found: dict[str, Any] = {}
     if set(LOGIT_METRICS) & set(self.options.metrics):
       found |= self._predictions(batches, own)
-    if {'grand', *GRADIENT_PARTS} & set(self.options.metrics):
-      found |= self._gradients(task, batches)
+    if set(_GRADIENTS) & set(self.options.metrics):
+      found |= self._gradients(batches, caps)
     if 'block_cosine' in self.options.metrics:
       found |= self._blocks(batches, own)
     return {name: value for name, value in found.items() if name in self.options.metrics}
@@ -151,8 +165,8 @@ class Measurer:
     sums = []
     for batch in batches[:most]:
       batch = on_device(batch)
-      reference = (self._logits(own, self.experts.frozen, batch) if 'kl' in wanted else None)
-      sums.append(jax.device_get(self._tokens(self.experts.stacked, self.experts.frozen, batch,
+      reference = (self._logits(own, self.runner.frozen, batch) if 'kl' in wanted else None)
+      sums.append(jax.device_get(self._tokens(self.runner.stacked, self.runner.frozen, batch,
                                               reference)))
     found = {}
     for name in wanted:
@@ -163,13 +177,13 @@ class Measurer:
       found[name] = similarity.normalise(total, float(tokens[0]), how)
     return found
 
-  def _gradients(self, task, batches):
-    options, labels = self.options, len(get_task(task).label_words or ())
-    caps = {}
-    for name in ('grand', *GRADIENT_PARTS):
-      if name in options.metrics:
-        cap = options.gradient_batches or similarity.batch_cap(task, labels, name != 'grand')
-        caps[name] = len(batches) if options.rows == 'all' else min(cap, len(batches))
+  def logits(self, batch: Mapping[str, Any], source: Source) -> jax.Array:
+    """[batch, length, vocab] of one source without a source axis."""
+    return self._logits(source, self.runner.frozen, on_device(batch))
+
+  def _gradients(self, batches, caps):
+    options = self.options
+    caps = {name: min(caps[name], len(batches)) for name in _GRADIENTS if name in options.metrics}
     key = jax.random.key(options.seed) if options.dropout else None
     parts = {'grand': lambda squares: {'': similarity.norm(squares)},
              'grand_by_block': similarity.norms_by_block,
@@ -177,7 +191,7 @@ class Measurer:
     totals: dict[str, dict[Any, np.ndarray]] = {name: {} for name in caps}
     for i, batch in enumerate(batches[:max(caps.values())]):
       own = None if key is None else jax.random.fold_in(key, i)
-      squares = jax.device_get(self._squares(self.experts.stacked, self.experts.frozen,
+      squares = jax.device_get(self._squares(self.runner.stacked, self.runner.frozen,
                                              on_device(batch), own))
       for name in (name for name, cap in caps.items() if i < cap):
         for part, value in parts[name](squares).items():
@@ -193,11 +207,11 @@ class Measurer:
     for batch in used:
       rows += float(np.max(batch['inputs_mask'], axis=1).sum())
       batch = on_device(batch)
-      reference = self._states(own, self.experts.frozen, batch)
-      found = jax.device_get(self._cosines(self.experts.stacked, self.experts.frozen, batch,
+      reference = self._states(own, self.runner.frozen, batch)
+      found = jax.device_get(self._cosines(self.runner.stacked, self.runner.frozen, batch,
                                            reference))
-      for stack, values in found.items():
-        for block, value in enumerate(np.asarray(values, np.float64).T):
+      for stack, _ in _STACKS:
+        for block, value in enumerate(np.asarray(found[stack], np.float64).T):
           totals[stack, block] = totals.get((stack, block), 0.0) + value
     return {'block_cosine': {part: similarity.normalise(value, rows, self.options.normalise)
                              for part, value in totals.items()}}
