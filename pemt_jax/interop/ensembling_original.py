@@ -3,11 +3,13 @@
 A layout says which deltas a state holds; it follows from the program's own flags, which stand in
 every checkpoint (`args`). Names and shapes of the tensors:
 
-| delta | tensors |
+| delta | tensors, the first ones with their stack and block in front |
 |---|---|
-| adapter | `<stack>.block.<b>.layer.<l>.adapter.adapter_A` [embed, size], `adapter_B` [size, embed] |
-| LoRA | `...SelfAttention.{q,v}.lora_A` [embed, rank], `lora_B` [rank, out]; `EncDecAttention` too |
+| adapter | `layer.<l>.adapter.adapter_A` [embed, size], `adapter_B` [size, embed] |
+| LoRA | `SelfAttention.{q,v}.lora_A` [embed, rank], `lora_B` [rank, out]; `EncDecAttention` too |
+| its other forms | `lora_A` [rank, embed] or `lora_R` [rank, 1], `lora_B` [out, rank], `lora_C` |
 | prefix | `<stack>.prefix.prefix`, `.prefix_project.0.weight`, `.prefix_project.2.weight` |
+| generated | `share_intrinsic` [intrinsic, 1]; `hyper_...` where the parameters would be |
 | prompt | `prompt` [rows, embed] |
 """
 
@@ -31,6 +33,7 @@ _SUBLAYERS = {
     'decoder': (('SelfAttention', 'self_attention'), ('EncDecAttention', 'cross_attention'),
                 ('DenseReluDense', 'mlp'))}
 PROMPT = 'encoder/embed/prompt'
+SHARED = 'share_intrinsic'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +43,7 @@ class EnsemblingLayout:
   Attributes:
     config: of the backbone.
     adapter_size: hidden units of the adapters; 0 without.
-    lora_form: see `LORA_FORMS`; '' without.
+    lora_form: 'lora', 'lora_mlp', 'lora_br' or 'bias_mlp'; '' without.
     lora_rank: of that form.
     prefix_length: rows of a prefix; 0 without.
     prefix_rank: hidden units behind the prefix.
@@ -61,6 +64,11 @@ class EnsemblingLayout:
     """Number of blocks of a stack."""
     return self.config.encoder_layers if stack == 'encoder' else self.config.decoder_layers
 
+  @property
+  def lora_rule(self) -> str:
+    """Name of the low-rank rule in a plan; '' without."""
+    return 'intrinsic_lora' if self.lora_form and self.intrinsic else self.lora_form
+
 
 def layout_from_flags(flags: Mapping[str, Any], config: T5Config,
                       prompt_length: int = 0) -> EnsemblingLayout:
@@ -70,6 +78,9 @@ def layout_from_flags(flags: Mapping[str, Any], config: T5Config,
     flags: `args` of a checkpoint, or `model_config` of a recorded case.
     config: of the backbone.
     prompt_length: rows of a soft prompt, which is no part of the model there.
+
+  Raises:
+    UserError: one vector generates deltas of several kinds, or a form that has no generator.
   """
   number = lambda name: int(flags.get(name) or 0)
   forms = [form for flag, form in (('apply_lora', 'lora'), ('apply_lora_BR', 'lora_br'),
@@ -78,12 +89,17 @@ def layout_from_flags(flags: Mapping[str, Any], config: T5Config,
   form = forms[-1] if forms else ''
   if form and flags.get('decoder_mlp'):
     form = {'lora': 'lora_mlp', 'lora_br': 'bias_mlp'}[form]
-  prefix = bool(flags.get('apply_prefix'))
+  prefix, shared = bool(flags.get('apply_prefix')), bool(flags.get('share_intrinsic'))
+  kinds = [form, *(name for name in ('adapter', 'prefix') if flags.get(f'apply_{name}'))]
+  if shared and [kind for kind in kinds if kind] not in (['lora'], ['adapter'], ['prefix']):
+    raise UserError('share_intrinsic stands with apply_adapter, apply_lora or apply_prefix alone,'
+                    f" but the flags name {', '.join(filter(None, kinds)) or 'none'}; this state"
+                    ' cannot be read.')
   return EnsemblingLayout(
       config, number('adapter_size') if flags.get('apply_adapter') else 0, form,
       number('lora_r') if form else 0, number('prefix_num') if prefix else 0,
-      number('prefix_r') if prefix else 0,
-      number('intrinsic_dim') if flags.get('share_intrinsic') else 0, prompt_length)
+      number('prefix_r') if prefix and not shared else 0,
+      number('intrinsic_dim') if shared else 0, prompt_length)
 
 
 def table_of(layout: EnsemblingLayout, parts: Collection[str] | None = None) -> names.Table:
@@ -101,11 +117,23 @@ def table_of(layout: EnsemblingLayout, parts: Collection[str] | None = None) -> 
   if unknown:
     raise UserError(f"Unknown part '{unknown[0]}' of a checkpoint; known are {', '.join(PARTS)}.")
   weights = [weight for part in PARTS if part in chosen for weight in PARTS[part](layout)]
-  aliases, ignored = {}, ()
+  aliases, ignored = _aliases(weights), ()
   if 'backbone' in chosen:
     backbone = huggingface.t5_table(layout.config)
-    aliases, ignored = dict(backbone.aliases), backbone.ignored
+    aliases, ignored = aliases | backbone.aliases, backbone.ignored
   return names.Table(tuple(weights), aliases, ignored)
+
+
+def _aliases(weights: list[names.Weight]) -> dict[str, str]:
+  """Each module that reads the shared vector bears it under a name of its own."""
+  aliases = {}
+  for weight in weights:
+    owner, _, last = weight.name.rpartition('.')
+    if last in ('hyper_adapter_A', 'hyper_lora_A'):
+      aliases[f'{owner}.share_intrinsic'] = SHARED
+    if weight.name.endswith('.hyper_prefix_project.bias'):
+      aliases[f'{owner.removesuffix("_project")}'] = SHARED
+  return aliases
 
 
 def _backbone(layout: EnsemblingLayout) -> Iterator[names.Weight]:
@@ -120,27 +148,41 @@ def _sublayers(layout: EnsemblingLayout) -> Iterator[tuple[str, str, str, int]]:
         yield (f'{stack}.block.{layer}.layer.{number}', module, f'{stack}/layers/{site}', layer)
 
 
+def _vector(layout: EnsemblingLayout, rule: str) -> names.Weight:
+  return names.Weight(SHARED, f'deltas/{rule}/z', (), (layout.intrinsic, 1), unit=1)
+
+
 def _adapters(layout: EnsemblingLayout) -> Iterator[names.Weight]:
   embed, size = layout.config.embed, layout.adapter_size
   if not size:
     return
+  if layout.intrinsic:
+    yield _vector(layout, 'intrinsic_adapter')
   for name, module, path, layer in _sublayers(layout):
-    last = 'wo' if module == 'DenseReluDense' else 'o'
+    site = f'{path}/wo' if module == 'DenseReluDense' else f'{path}/o'
+    if layout.intrinsic:
+      for half, ours in (('A', 'down'), ('B', 'up')):
+        yield names.Weight(f'{name}.adapter.hyper_adapter_{half}',
+                           f'{site}/intrinsic_adapter/hyper_{ours}', (layer,),
+                           (layout.intrinsic, embed * size))
+      continue
     for half, ours, shape in (('A', 'down', (embed, size)), ('B', 'up', (size, embed))):
-      yield names.Weight(f'{name}.adapter.adapter_{half}', f'{path}/{last}/adapter/{ours}/kernel',
+      yield names.Weight(f'{name}.adapter.adapter_{half}', f'{site}/adapter/{ours}/kernel',
                          (layer,), shape)
 
 
 def _lora(layout: EnsemblingLayout) -> Iterator[names.Weight]:
-  if not layout.lora_form:
+  form = layout.lora_rule
+  if not form:
     return
-  form = LORA_FORMS[layout.lora_form]
+  if layout.intrinsic:
+    yield _vector(layout, form)
   for name, module, path, layer in _sublayers(layout):
     if module == 'DenseReluDense':
       continue
     for projection in 'qv':
-      yield from form(layout, f'{name}.{module}.{projection}',
-                      f'{path}/{projection}/{layout.lora_form}', (layer,))
+      yield from LORA_FORMS[form](layout, f'{name}.{module}.{projection}',
+                                  f'{path}/{projection}/{form}', (layer,))
 
 
 def _plain_lora(layout: EnsemblingLayout, name: str, path: str,
@@ -150,17 +192,58 @@ def _plain_lora(layout: EnsemblingLayout, name: str, path: str,
   yield names.Weight(f'{name}.lora_B', f'{path}/up', index, (rank, config.joined_kv))
 
 
+def _tanh_lora(layout: EnsemblingLayout, name: str, path: str,
+               index: tuple[int, ...]) -> Iterator[names.Weight]:
+  rank, out = layout.lora_rank, layout.config.joined_kv
+  yield names.Weight(f'{name}.lora_A', f'{path}/down', index, (rank, layout.config.embed), True)
+  yield names.Weight(f'{name}.lora_B', f'{path}/up', index, (out, rank), True)
+  yield names.Weight(f'{name}.lora_C', f'{path}/mix', index, (out, out), True)
+
+
+def _bias(layout: EnsemblingLayout, name: str, path: str,
+          index: tuple[int, ...]) -> Iterator[names.Weight]:
+  rank, out = layout.lora_rank, layout.config.joined_kv
+  yield names.Weight(f'{name}.lora_R', f'{path}/vector', index, (rank, 1), unit=1)
+  yield names.Weight(f'{name}.lora_B', f'{path}/up', index, (out, rank), True)
+
+
+def _tanh_bias(layout: EnsemblingLayout, name: str, path: str,
+               index: tuple[int, ...]) -> Iterator[names.Weight]:
+  out = layout.config.joined_kv
+  yield from _bias(layout, name, path, index)
+  yield names.Weight(f'{name}.lora_C', f'{path}/mix', index, (out, out), True)
+
+
+def _generated_lora(layout: EnsemblingLayout, name: str, path: str,
+                    index: tuple[int, ...]) -> Iterator[names.Weight]:
+  rank, config = layout.lora_rank, layout.config
+  for half, ours, size in (('A', 'down', config.embed), ('B', 'up', config.joined_kv)):
+    yield names.Weight(f'{name}.hyper_lora_{half}', f'{path}/hyper_{ours}', index,
+                       (layout.intrinsic, rank * size))
+
+
 # Form of a low-rank delta -> its tensors at one projection; the name is that of the rule too.
-LORA_FORMS: dict[str, Callable[..., Iterator[names.Weight]]] = {'lora': _plain_lora}
+LORA_FORMS: dict[str, Callable[..., Iterator[names.Weight]]] = {
+    'lora': _plain_lora, 'lora_mlp': _tanh_lora, 'lora_br': _bias, 'bias_mlp': _tanh_bias,
+    'intrinsic_lora': _generated_lora}
 
 
 def _prefixes(layout: EnsemblingLayout) -> Iterator[names.Weight]:
   rows, rank, embed = layout.prefix_length, layout.prefix_rank, layout.config.embed
   if not rows:
     return
+  if layout.intrinsic:
+    yield _vector(layout, 'intrinsic_prefix')
   for stack in _STACKS:
-    name, path = f'{stack}.prefix', f'{stack}/prefix'
+    name = f'{stack}.prefix'
     generated = 2 * layout.layers(stack) * layout.config.joined_kv
+    if layout.intrinsic:
+      path, size = f'{stack}/intrinsic_prefix', generated * rows
+      yield names.Weight(f'{name}.hyper_prefix_project.weight', f'{path}/kernel', (),
+                         (size, layout.intrinsic), True)
+      yield names.Weight(f'{name}.hyper_prefix_project.bias', f'{path}/bias', (), (size,))
+      continue
+    path = f'{stack}/prefix'
     yield names.Weight(f'{name}.prefix', f'{path}/table', (), (rows, embed))
     yield names.Weight(f'{name}.prefix_project.0.weight', f'{path}/project_in', (), (rank, embed),
                        True)

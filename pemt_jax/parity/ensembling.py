@@ -15,7 +15,7 @@ import optax
 
 from pemt_jax.interop import ensembling_original, files
 from pemt_jax.interop.ensembling_original import EnsemblingLayout, layout_from_flags
-from pemt_jax.methods import adapters, baselines, prefixes, zoo
+from pemt_jax.methods import adapters, baselines, low_rank, prefixes, zoo
 from pemt_jax.methods.base import Method, make_loss
 from pemt_jax.models import t5_config
 from pemt_jax.models.layers import Compute
@@ -48,22 +48,49 @@ def method_of(layout: EnsemblingLayout, flags: Mapping[str, Any]) -> Method:
   """
   config, parts = layout.config, []
   if layout.adapter_size:
-    options = dict(adapters.ENSEMBLING) | {'size': layout.adapter_size}
-    parts.append(('adapter', adapters.houlsby_ensembling(
-        adapters.FamilyOptions(**options), config, 0)))
+    parts.append(_adapter(layout))
   if layout.lora_form:
-    parts.append((layout.lora_form, baselines.lora(
-        baselines.LoRAOptions(layout.lora_rank, float(flags['lora_alpha']), 'zero', ('q', 'v')),
-        config, 0)))
+    parts.append(_low_rank(layout, flags))
   if layout.prefix_length:
-    parts.append(('prefix', prefixes.prefix(
-        prefixes.PrefixOptions(layout.prefix_length, layout.prefix_rank), config, 0)))
+    parts.append(_prefix(layout))
   if layout.prompt_length:
-    parts.append(('prompt', baselines.prompt(baselines.PromptOptions(), config,
-                                             layout.prompt_length)))
+    parts.append(baselines.prompt(baselines.PromptOptions(), config, layout.prompt_length))
   if not parts:
     return baselines.full(baselines.FullOptions(), config, 0)
-  return zoo.combine(zoo.JOINT.join(name for name, _ in parts), [method for _, method in parts])
+  return zoo.combine(zoo.JOINT.join(part.name for part in parts), parts)
+
+
+def _adapter(layout: EnsemblingLayout) -> Method:
+  if layout.intrinsic:
+    return low_rank.intrinsic_adapter(
+        low_rank.IntrinsicAdapterOptions(layout.adapter_size, layout.intrinsic), layout.config, 0)
+  options = dict(adapters.ENSEMBLING) | {'size': layout.adapter_size}
+  return adapters.houlsby_ensembling(adapters.FamilyOptions(**options), layout.config, 0)
+
+
+def _low_rank(layout: EnsemblingLayout, flags: Mapping[str, Any]) -> Method:
+  sizes = {'rank': layout.lora_rank, 'alpha': float(flags['lora_alpha'])}
+  stage2 = flags.get('apply_lora_BR') or flags.get('apply_bias_stage2')
+  maker, options = {
+      'lora': (low_rank.lora_ensembling, low_rank.EnsemblingLoRAOptions),
+      'lora_mlp': (low_rank.lora_mlp, low_rank.LowRankOptions),
+      'lora_br': (low_rank.lora_br, low_rank.LowRankBiasOptions),
+      'bias_mlp': (low_rank.bias_mlp, low_rank.LowRankBiasOptions),
+      'intrinsic_lora': (low_rank.intrinsic_lora, low_rank.IntrinsicLoRAOptions),
+  }[layout.lora_rule]
+  if layout.lora_rule in ('lora_br', 'bias_mlp'):
+    sizes['tuned'] = 'vector' if stage2 else 'all'
+  if layout.intrinsic:
+    sizes['dimension'] = layout.intrinsic
+  return maker(options(**sizes), layout.config, 0)
+
+
+def _prefix(layout: EnsemblingLayout) -> Method:
+  if layout.intrinsic:
+    return prefixes.intrinsic_prefix(
+        prefixes.IntrinsicPrefixOptions(layout.prefix_length, layout.intrinsic), layout.config, 0)
+  return prefixes.prefix(
+      prefixes.PrefixOptions(layout.prefix_length, layout.prefix_rank), layout.config, 0)
 
 
 def compute(case_dir: pathlib.Path, run: Compute = Compute()) -> dict[str, np.ndarray]:

@@ -17,7 +17,9 @@ from tests import tiny
 SHIPPED = ('adapter_relu_tied', 'generate_prefix', 'train_lora')
 MODELS = (
     'adapter_gated', 'adapter_relu_tied', 'lora_gated', 'lora_relu_tied', 'prefix_gated',
-    'prefix_relu_tied', 'combo_all', 'full_model_adapterless', 'prompt')
+    'prefix_relu_tied', 'lora_mlp', 'bias_mlp', 'lora_BR_bias', 'lora_BR_stage2',
+    'intrinsic_adapter', 'intrinsic_lora', 'intrinsic_prefix', 'combo_all',
+    'full_model_adapterless', 'prompt')
 OTHERS = ('generate_adapter', 'generate_lora', 'generate_prefix', 'train_adapter', 'train_lora',
           'train_prefix')
 CASES = [pytest.param(name, marks=[] if name in SHIPPED else [pytest.mark.slow])
