@@ -39,8 +39,15 @@ SMALL = {
     'houlsby_ensembling': {'size': 3},
     'compacter': {'reduction': 2, 'terms': 2},
     'adamix': {'experts': 3, 'size': 4},
-    'mixda': {'count': 2, 'down_scale': 2, 'hidden': 6, 'encoder_layers': (1,),
-              'decoder_layers': (0, 1)},
+    'mixda': {'count': 2, 'down_scale': 2, 'hidden': 6, 'encoder_layers': None,
+              'decoder_layers': None},
+    'prefix': {'length': 3, 'rank': 4},
+    'prefix_kv': {'length': 2},
+    'intrinsic_prefix': {'length': 3, 'dimension': 4},
+    'intrinsic_adapter': {'size': 3, 'dimension': 4},
+    'intrinsic_lora': {'rank': 2, 'alpha': 3.0, 'dimension': 4},
+    **{name: {'rank': 2, 'alpha': 3.0}
+       for name in ('lora_ensembling', 'lora_mlp', 'lora_br', 'bias_mlp')},
     'attempt': {'sources': 2, 'hidden': 5, 'temperature': 3.0},
 }
 # Patterns of backbone leaves that an entry tunes; the others leave the backbone as it is.
