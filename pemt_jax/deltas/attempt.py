@@ -29,7 +29,7 @@ class Attempt(Delta):
     attention: v = norm(up(silu(down(x)))) ('sub'), W x ('linear'), x ('dot'); 'constant' takes
       equal weights.
     targets: number of target prompts; above 1 `task_ids` choose one for each row.
-    ignore_target: neither attend to T nor add it.
+    ignore_target: neither attend to T nor add it; its table stays as it is.
     hidden: units of 'sub'.
     temperature: divides the scores.
     learned_temperature: the temperature is a parameter.
@@ -50,9 +50,7 @@ class Attempt(Delta):
     """`table` ([target,] prompt, embed), `sources`, and those of the attention."""
     embed, rows = site.features, ('prompt', 'embed')
     table = Weight((self.length, embed), rows, uniform_init(0.5), exact=True)
-    weights: Weights = {}
-    if not self.ignore_target:
-      weights['table'] = table.stacked(self.targets) if self.targets > 1 else table
+    weights: Weights = {'table': table.stacked(self.targets) if self.targets > 1 else table}
     weights['sources'] = Weight((self.sources, self.length, embed), ('member', *rows), exact=True)
     kernel = normal_init(0.01)
     if self.attention == 'sub':

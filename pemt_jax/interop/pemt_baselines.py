@@ -15,7 +15,8 @@ _NORMS = {'encoder': ('self_attention', 'mlp'),
 _ATTENTIONS = {'self_attention': 'SelfAttention', 'cross_attention': 'EncDecAttention'}
 MIXDA_SITE = r'layer\.[12]\.DenseReluDense\.'
 ATTEMPT_PATH = 'encoder/embed/attempt'
-SOURCE_PROMPTS, DOWN, UP = 'mul_prefix_emb', 'encoder.attn_W_down.weight', 'encoder.attn_W_up.weight'
+TARGET_PROMPT, SOURCE_PROMPTS = 'prefix_shared', 'mul_prefix_emb'
+DOWN, UP = 'encoder.attn_W_down.weight', 'encoder.attn_W_up.weight'
 LINEAR = 'encoder.attn_Wa.weight'
 NORM = {'encoder.layer_norm.weight': 'scale', 'encoder.layer_norm.bias': 'bias'}
 _GATE_LINEARS = (1, 4, 7, 10)
@@ -50,7 +51,7 @@ class MixDAShape:
 class AttemptShape:
   """ATTEMPT: prompt rows, sources, targets (0: one table without a leading axis), attention.
 
-  `hidden` is 0 where the attention is not 'sub'; `table` is False where the target is ignored.
+  `hidden` is 0 where the attention is not 'sub'.
   """
 
   length: int
@@ -58,7 +59,6 @@ class AttemptShape:
   targets: int = 0
   hidden: int = 0
   linear: bool = False
-  table: bool = True
 
 
 def _number(stack: str, kind: str) -> int:
@@ -147,9 +147,8 @@ def attempt(layout: Any) -> Iterator[names.Weight]:
   if shape is None:
     return
   rows = (shape.length, layout.embed)
-  if shape.table:
-    table = (shape.targets, *rows) if shape.targets else rows
-    yield names.Weight('prefix_shared', f'{ATTEMPT_PATH}/table', (), table)
+  table = (shape.targets, *rows) if shape.targets else rows
+  yield names.Weight(TARGET_PROMPT, f'{ATTEMPT_PATH}/table', (), table)
   yield names.Weight(SOURCE_PROMPTS, f'{ATTEMPT_PATH}/sources', (), (shape.sources, *rows))
   yield from attempt_attention(layout)
 
@@ -171,17 +170,8 @@ def aliases_of(layout: Any) -> dict[str, str]:
   """Second names of the prompts of ATTEMPT."""
   if layout.attempt is None:
     return {}
-  own = {'mul_prefix_emb': SOURCE_PROMPTS}
-  if layout.attempt.table:
-    own['prefix_emb'] = 'prefix_shared'
+  own = {'prefix_emb': TARGET_PROMPT, SOURCE_PROMPTS: SOURCE_PROMPTS}
   return {f'{stack}.{alias}': name for stack in STACKS for alias, name in own.items()}
-
-
-def ignored_by(layout: Any) -> tuple[str, ...]:
-  """Names that are stored and not used: the target prompt where it is ignored."""
-  if layout.attempt is None or layout.attempt.table:
-    return ()
-  return ('prefix_shared', *(f'{stack}.prefix_emb' for stack in STACKS))
 
 
 def shapes_of_case(method: Mapping[str, Any], config: Any,
@@ -208,8 +198,7 @@ def shapes_of_case(method: Mapping[str, Any], config: Any,
     form = method.get('attn_method', 'sub')
     fields['attempt'] = AttemptShape(
         method['prefix_dim'], method['prefix_num'], table[0] if len(table) == 3 else 0,
-        hidden=(method.get('attn_hidden') or 100) if form == 'sub' else 0, linear=form == 'linear',
-        table=not method.get('ignore_target', False))
+        hidden=(method.get('attn_hidden') or 100) if form == 'sub' else 0, linear=form == 'linear')
   return fields
 
 
@@ -223,11 +212,11 @@ def shapes_of_state(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     found['adamix'] = AdaMixShape(len(experts['A']), len(experts['B']), shapes[experts['A'][0]][0])
   found['mixda'] = _mixda_of(shapes)
   if SOURCE_PROMPTS in shapes:
-    own = shapes.get('prefix_shared', ())
+    own = shapes.get(TARGET_PROMPT, ())
     sources, length, _ = shapes[SOURCE_PROMPTS]
     found['attempt'] = AttemptShape(
         length, sources, own[0] if len(own) == 3 else 0, shapes.get(DOWN, (0,))[0],
-        LINEAR in shapes, bool(own))
+        LINEAR in shapes)
   return found
 
 

@@ -47,7 +47,6 @@ def table_of(layout: PemtLayout, parts: Collection[str] | None = None) -> names.
     backbone = huggingface.t5_table(layout.backbone)
     aliases, ignored = dict(backbone.aliases), backbone.ignored
     aliases |= _prompt_aliases(layout) | pemt_baselines.aliases_of(layout)
-    ignored = (*ignored, *pemt_baselines.ignored_by(layout))
   return names.Table(tuple(weights), aliases, ignored)
 
 

@@ -55,4 +55,5 @@ def adamix(options: AdaMixOptions, config: T5Config, prompt_length: int,
                  options.inference, recorded)
   scores = [] if options.tune_scores else [('.*/adamix/(down|up)/score', 'frozen')]
   tuned = (*scores, ('.*/adamix/.*', 'adapter'), FROZEN)
-  return Method('adamix', Plan((Rule('adamix', '*/mlp/wo', delta),)), tuned)
+  return Method('adamix', Plan((Rule('adamix', '*/mlp/wo', delta),)), tuned,
+                consistency=options.consistency)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pemt_jax.models.generation import log_probability, shift_right
+from pemt_jax.models.layers import fold_name
 from pemt_jax.models.sites import Aux, Plan
 from pemt_jax.models.t5 import T5
 from pemt_jax.trees import Tree, flatten, merge, unflatten
@@ -42,6 +43,7 @@ class Method:
     tuned: ordered (path pattern, learning-rate group or 'frozen'); the first match decides.
     auxiliary: (auxiliaries, rows [batch]) -> (extra loss [], scalar metrics).
     observe: (auxiliaries, rows) -> arrays whose means over evaluation batches are of interest.
+    consistency: weight of `disagreement` between two passes with noise of their own, in training.
   """
 
   name: str
@@ -49,6 +51,23 @@ class Method:
   tuned: tuple[tuple[str, str], ...]
   auxiliary: Auxiliary = no_auxiliary
   observe: Observe = no_observation
+  consistency: float = 0.0
+
+
+def disagreement(first: jax.Array, second: jax.Array, mask: jax.Array) -> jax.Array:
+  """(KL(p, q) + KL(q, p)) / 2 of two predictions, mean over real tokens (Wang et al. 2022).
+
+  Args:
+    first: [batch, length, vocab] logits of p.
+    second: logits of q.
+    mask: [batch, length] 1 for real tokens.
+
+  Returns:
+    [] nats.
+  """
+  p, q = jax.nn.log_softmax(first), jax.nn.log_softmax(second)
+  each = 0.5 * jnp.sum((jnp.exp(p) - jnp.exp(q)) * (p - q), axis=-1)
+  return jnp.sum(each * mask) / jnp.maximum(jnp.sum(mask), 1.0)
 
 
 def token_cross_entropy(logits: jax.Array, targets: jax.Array,
@@ -77,13 +96,18 @@ def make_loss(model: T5, method: Method) -> Callable[..., tuple[jax.Array, Metri
     variables = {'params': merge(frozen, tuned), 'constants': constants}
     decoder_inputs = shift_right(batch['targets'], model.config.start_id)
     mask = batch['targets_mask']
-    logits, aux = model.apply(variables, batch['inputs'], batch['inputs_mask'], decoder_inputs,
-                              mask, batch.get('task_ids'), key)
+    apply = lambda key: model.apply(variables, batch['inputs'], batch['inputs_mask'],
+                                    decoder_inputs, mask, batch.get('task_ids'), key)
+    logits, aux = apply(key)
     total, weight = token_cross_entropy(logits, batch['targets'], mask)
     cross_entropy = total / jnp.maximum(weight, 1.0)
     rows = jnp.max(batch['inputs_mask'], axis=1).astype(jnp.float32)
     extra, metrics = method.auxiliary(aux, rows)
     metrics |= {'cross_entropy_nats': cross_entropy, 'weight': weight}
+    if method.consistency and key is not None:
+      again, _ = apply(fold_name(key, 'again'))
+      metrics['disagreement_nats'] = disagreement(logits, again, mask)
+      extra += method.consistency * metrics['disagreement_nats']
     return cross_entropy + extra, metrics
 
   return loss_fn

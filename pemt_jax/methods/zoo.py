@@ -109,7 +109,7 @@ def combine(name: str, methods: Sequence[Method]) -> Method:
   chosen = [rule for rule in last if rule != FROZEN] or [FROZEN]
   tuned = [rule for rule in tuned if rule not in last] + chosen[:1]
   return Method(name, plan, tuple(tuned), _sum([m.auxiliary for m in methods]),
-                _join([m.observe for m in methods]))
+                _join([m.observe for m in methods]), sum(m.consistency for m in methods))
 
 
 def _sum(parts: Sequence[Auxiliary]) -> Auxiliary:

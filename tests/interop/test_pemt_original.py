@@ -18,7 +18,9 @@ CASES = ('stage1_lora_noprompt', 'stage1_lora_prompt', 'stage2_pemt', 'stage2_mo
          'stage2_moe_own_prompt_only', 'stage2_single_source', 'stage2_no_target_adapter',
          'adapter_stage1_ffout_prompt', 'adapter_stage2_moe', 'checkpoint_files',
          'baseline_finetune', 'baseline_adapter', 'baseline_adapter_prepost_ln',
-         'baseline_lora_attention', 'baseline_prompt_tuning')
+         'baseline_lora_attention', 'baseline_prompt_tuning', 'baseline_adamix_train',
+         'baseline_adamix_infer0', 'baseline_mixda', 'baseline_bitfit', 'attempt_sub',
+         'attempt_sub_shared', 'attempt_constant')
 WO = 'encoder/layers/mlp/wo'
 PROMPT = 'encoder/embed/prompt'
 

@@ -7,23 +7,33 @@ import shutil
 
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from pemt_jax.errors import UserError
 from pemt_jax.interop import files, pemt_original
+from pemt_jax.methods.base import boxed_shapes
 from pemt_jax.models.layers import Compute
+from pemt_jax.models.segments import join_shapes
 from pemt_jax.models.sites import Plan, Rule
 from pemt_jax.models.t5 import T5
-from pemt_jax.parity import pemt as parity
+from pemt_jax.parity import pemt as parity, pemt_baselines
 from pemt_jax.training.rules import FROZEN, assign_groups
+from pemt_jax.trees import flatten
 from tests import tiny
 
 CASES = (
-    'adapter_stage1_ffout_prompt', 'adapter_stage2_moe', 'baseline_finetune',
-    'baseline_lora_attention', 'checkpoint_files',
+    'adapter_stage1_ffout_prompt', 'adapter_stage2_moe', 'attempt_constant', 'attempt_sub',
+    'attempt_sub_ignore_target', 'attempt_sub_shared', 'baseline_adamix_infer0',
+    'baseline_adamix_infer1', 'baseline_adamix_infer3', 'baseline_adamix_train',
+    'baseline_adapter', 'baseline_adapter_prepost_ln', 'baseline_bitfit', 'baseline_bitfit_head',
+    'baseline_finetune', 'baseline_lora_attention', 'baseline_mixda', 'baseline_prompt_tuning',
+    'checkpoint_files',
     'stage1_lora_noprompt', 'stage1_lora_prompt', 'stage2_moe_noprompt',
     'stage2_moe_own_prompt_only', 'stage2_no_target_adapter', 'stage2_pemt',
     'stage2_single_source')
-FAST = ('adapter_stage2_moe', 'stage1_lora_prompt', 'stage2_pemt')
+FAST = ('adapter_stage2_moe', 'attempt_sub_shared', 'baseline_adamix_train',
+        'baseline_adapter_prepost_ln', 'baseline_bitfit_head', 'baseline_mixda',
+        'stage1_lora_prompt', 'stage2_pemt')
 RUNS = [pytest.param(name, scan, marks=[] if name in FAST and scan else [pytest.mark.slow],
                      id=f'{name}-{"scan" if scan else "unrolled"}')
         for name in CASES for scan in (True, False)]
@@ -50,11 +60,12 @@ def test_recorded_arrays_are_reproduced(name, scan, golden_root):
 def test_tuned_leaves_are_those_that_the_original_trained(name, golden_root):
   case = json.loads((golden_root / 'pemt' / name / 'case.json').read_text())
   layout = pemt_original.layout_from_case(case)
-  method = parity.method_of(layout, case['method_config'])
+  method = parity.method_of(layout, case['method_config'], case['trainable'])
   names = pemt_original.names_of_paths(layout)
-  shapes = tiny.shapes(T5(layout.backbone, method.plan))['params']
+  shapes = nn.meta.unbox(boxed_shapes(T5(layout.backbone, method.plan)))['params']
+  shapes = flatten(join_shapes(shapes))
   assert set(names) == set(shapes)
-  groups = assign_groups(dict(shapes), method.tuned)
+  groups = assign_groups(shapes, method.tuned)
   tuned = {original for path, group in groups.items() if group != FROZEN
            for original in names[path].values()}
   assert tuned == set(case['trainable'])
@@ -97,13 +108,42 @@ def test_bfloat16_stays_within_the_stated_tolerance(golden_root):
     assert np.abs(found['logits'] - expected['logits']).max() > 1e-3
 
 
-def test_a_case_of_another_method_is_refused(golden_root):
-  folder = golden_root / 'pemt' / 'baseline_prompt_tuning'
-  with pytest.raises(UserError) as error:
+def test_first_prompts_of_spot_are_reproduced(golden_root):
+  folder = golden_root / 'pemt' / 'spot_init'
+  found = pemt_baselines.compute(folder)
+  with np.load(folder / 'outputs.npz') as expected:
+    assert set(found) == set(expected)
+    for key, array in found.items():
+      np.testing.assert_allclose(array, expected[key], err_msg=key, rtol=1e-5, atol=1e-6)
+
+
+def test_a_wrong_number_of_draws_is_one_sentence(golden_root, tmp_path):
+  folder = tmp_path / 'case'
+  shutil.copytree(golden_root / 'pemt' / 'baseline_adamix_train', folder)
+  with np.load(folder / 'inputs.npz') as inputs:
+    kept = {name: value for name, value in inputs.items() if name != 'randint/7'}
+  np.savez(folder / 'inputs.npz', **kept)
+  with pytest.raises(UserError, match='has 7 draws and the layers of the case need 8'):
     parity.compute(folder)
-  assert str(error.value) == (
-      "method_config has 'prefix_dim', which belongs to none of the methods that can be"
-      ' recomputed (full tuning, LoRA in attention, PEMT stages 1 and 2); leave the case out.')
+
+
+def foreign_case(golden_root, folder):
+  """A copy of full tuning that claims an unknown option."""
+  shutil.copytree(golden_root / 'pemt' / 'baseline_finetune', folder)
+  case = json.loads((folder / 'case.json').read_text())
+  case['method_config']['learn_phm'] = True
+  (folder / 'case.json').write_text(json.dumps(case))
+
+
+REFUSAL = ("method_config has 'learn_phm', which belongs to none of the methods that can be"
+           ' recomputed (PEMT and the baselines of its code); leave the case out.')
+
+
+def test_a_case_of_another_method_is_refused(golden_root, tmp_path):
+  foreign_case(golden_root, tmp_path / 'case')
+  with pytest.raises(UserError) as error:
+    parity.compute(tmp_path / 'case')
+  assert str(error.value) == REFUSAL
 
 
 def test_a_required_array_that_the_method_lacks_is_an_error(golden_root, tmp_path):
@@ -121,16 +161,15 @@ def test_a_required_array_that_the_method_lacks_is_an_error(golden_root, tmp_pat
 
 def test_the_command_computes_cases_without_recorded_outputs(golden_root, tmp_path, run_python):
   cases, output = tmp_path / 'cases', tmp_path / 'output'
-  for name in ('checkpoint_files', 'metrics', 'baseline_prompt_tuning'):
+  foreign_case(golden_root, cases / 'foreign')
+  for name in ('checkpoint_files', 'metrics'):
     shutil.copytree(golden_root / 'pemt' / name, cases / name)
+  for name in ('checkpoint_files', 'metrics', 'foreign'):
     for file in cases.joinpath(name).glob('outputs.*'):
       file.unlink()
   done = run_python('launch/parity.py', f'--cases={cases}', f'--output={output}')
   assert done.returncode == 2
-  assert done.stderr == (
-      '1 of 3 cases were not computed: baseline_prompt_tuning: method_config has'
-      " 'prefix_dim', which belongs to none of the methods that can be recomputed (full tuning,"
-      ' LoRA in attention, PEMT stages 1 and 2); leave the case out.\n')
+  assert done.stderr == f'1 of 3 cases were not computed: foreign: {REFUSAL}\n'
   assert sorted(file.name for file in output.iterdir()) == ['checkpoint_files.npz', 'metrics.json']
   recorded = golden_root / 'pemt' / 'checkpoint_files' / 'outputs.npz'
   with np.load(output / 'checkpoint_files.npz') as found, np.load(recorded) as expected:
