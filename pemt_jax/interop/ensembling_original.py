@@ -323,3 +323,26 @@ def names_of_paths(layout: EnsemblingLayout) -> dict[str, list[str]]:
   for weight in table_of(layout).weights:
     found.setdefault(weight.path, []).append(weight.name)
   return found
+
+
+def split_vector(vector: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+  """Cuts a flat vector that replaces the tensors of one module of the original.
+
+  Args:
+    vector: [size], the tensors one behind the other in memory order.
+    shapes: name -> shape in the order of the module: A, B of adapters and LoRA; table, first and
+      second projection of a prefix.
+
+  Returns:
+    name -> array.
+
+  Raises:
+    UserError: the vector has another size.
+  """
+  sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
+  if vector.shape != (sum(sizes.values()),):
+    raise UserError(f'a flat vector of shape {list(vector.shape)} cannot replace'
+                    f" {', '.join(shapes)} of {sum(sizes.values())} numbers; give as many numbers.")
+  ends = np.cumsum(list(sizes.values()))
+  return {name: vector[end - sizes[name]:end].reshape(shape)
+          for (name, shape), end in zip(shapes.items(), ends, strict=True)}

@@ -16,7 +16,8 @@ _MODULES = {
         ('data_', 'parity.ensembling_data'), ('eval_', 'parity.ensembling_data'),
         ('loop_', 'parity.ensembling_data'), ('merge_', 'parity.ensembling_merge'),
         ('similarity_', 'parity.ensembling_similarity'),
-        ('importance_', 'parity.ensembling_similarity'), ('', 'parity.ensembling')),
+        ('importance_', 'parity.ensembling_similarity'),
+        ('modules_', 'parity.ensembling_modules'), ('', 'parity.ensembling')),
     'pemt': (('spot', 'parity.pemt_baselines'), ('', 'parity.pemt')),
 }
 _WITHOUT_MODEL = 'evaluation.parity_data'  # PEMT's cases without a state

@@ -7,10 +7,11 @@ import json
 import numpy as np
 import pytest
 
+from pemt_jax.errors import UserError
 from pemt_jax.interop import ensembling_original, files
 from pemt_jax.models.layers import Compute
 from pemt_jax.models.t5 import T5
-from pemt_jax.parity import ensembling as parity
+from pemt_jax.parity import ensembling as parity, ensembling_modules
 from pemt_jax.training.rules import FROZEN, assign_groups
 from tests import tiny
 
@@ -46,9 +47,9 @@ def read_case(folder):
 LOOSE = {'combo_all': 1e-4}
 
 
-def check(folder, **options):
+def check(folder, compute=parity.compute, **options):
   """Gradients relative 1e-3, everything else 1e-4; tokens are equal."""
-  wanted, found = read_case(folder)['arrays'], parity.compute(folder, **options)
+  wanted, found = read_case(folder)['arrays'], compute(folder, **options)
   assert {name for name, array in wanted.items() if array['required']} <= found.keys()
   with np.load(folder / 'outputs.npz') as expected:
     for name, value in found.items():
@@ -61,6 +62,10 @@ def check(folder, **options):
 @pytest.mark.parametrize('name', CASES)
 def test_recorded_arrays_are_reproduced(name, folder_of):
   check(folder_of(name))
+
+
+def test_single_modules_are_reproduced(folder_of):
+  check(folder_of('modules_standalone'), ensembling_modules.compute)
 
 
 @pytest.mark.slow
@@ -90,3 +95,29 @@ def test_states_come_back_and_the_method_tunes_what_the_original_trained(name, f
   trained = {key.removeprefix('grad/') for key in case['arrays'] if key.startswith('grad/')}
   # Of full tuning the case records some gradients only.
   assert trained == tuned or name == 'full_model_adapterless' and trained <= tuned
+
+
+def test_one_vector_for_deltas_of_two_kinds_is_refused():
+  flags = {'apply_lora': True, 'apply_prefix': True, 'share_intrinsic': True, 'lora_r': 2}
+  with pytest.raises(UserError) as error:
+    ensembling_original.layout_from_flags(flags, tiny.CONFIG)
+  assert str(error.value) == (
+      'share_intrinsic stands with apply_adapter, apply_lora or apply_prefix alone, but the flags'
+      ' name lora, prefix; this state cannot be read.')
+
+
+def test_a_flat_vector_of_another_size_is_refused():
+  with pytest.raises(UserError) as error:
+    ensembling_original.split_vector(np.zeros(5), {'A': (2, 2), 'B': (2,)})
+  assert str(error.value) == ('a flat vector of shape [5] cannot replace A, B of 6 numbers; give as'
+                              ' many numbers.')
+
+
+def test_a_state_of_another_delta_is_refused(folder_of):
+  folder = folder_of('adapter_relu_tied')
+  layout = tiny.replace(parity.layout_of(read_case(folder)), adapter_size=0)
+  state = files.read_tensors(folder / 'state.safetensors')
+  with pytest.raises(UserError) as error:
+    ensembling_original.state_to_tree(state, layout, place='a.pt')
+  assert "has the unexpected key 'decoder.block.0.layer.0.adapter.adapter_A' and 19 more" in str(
+      error.value)
