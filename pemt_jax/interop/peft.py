@@ -158,7 +158,7 @@ def _to_table(params: Mapping[str, Any], form: Form, config: T5Config) -> np.nda
 
 
 def _plain_table(form: Form, config: T5Config) -> names.Table:
-  """Shapes of our leaves of prompt and prefix."""
+  """Shapes of the leaves of prompt and prefix."""
   if isinstance(form, PromptForm):
     return names.Table((names.Weight(TABLE, PROMPT_TABLE, (), (form.length, config.embed)),))
   shape = _ours(np.zeros((config.decoder_layers, form.length, config.heads, config.kv))).shape

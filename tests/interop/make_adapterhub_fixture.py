@@ -13,34 +13,39 @@ from __future__ import annotations
 
 import pathlib
 import sys
+from typing import Any
 
 from absl import app
 from absl import flags
-import adapters
-from safetensors.torch import load_file, save_file
-import torch
-import transformers
 
 OUTPUT = flags.DEFINE_string('output', None, 'Folder of the fixture.', required=True)
 CHECK = flags.DEFINE_string('check', '', 'Folder with one adapter folder for each kind to check.')
 
-# Kind -> (config of adapters, whether weights are safetensors, whether the head is stored too).
-KINDS = {
-    'double_seq_bn': (adapters.DoubleSeqBnConfig(reduction_factor=2), False, True),
-    'seq_bn': (adapters.SeqBnConfig(reduction_factor=4), True, True),
-    'par_bn': (adapters.ParBnConfig(reduction_factor=2), True, False),
-    'norms': (adapters.DoubleSeqBnConfig(
-        reduction_factor=8 / 3, cross_adapter=True, leave_out=[1, 2], ln_before=True,
-        ln_after=True, non_linearity='gelu'), False, False),
-    'everywhere': (adapters.ParBnConfig(
-        reduction_factor=2, mh_adapter=True, cross_adapter=True, scaling=0.5,
-        non_linearity='gelu_new'), True, False),
-}
 CASE = 'case.safetensors'
 
 
-def random_model() -> transformers.T5ForConditionalGeneration:
+def kinds() -> dict[str, tuple[Any, bool, bool]]:
+  """Kind -> (config of adapters, whether weights are safetensors, whether the head is stored)."""
+  from adapters import DoubleSeqBnConfig, ParBnConfig, SeqBnConfig
+
+  return {
+      'double_seq_bn': (DoubleSeqBnConfig(reduction_factor=2), False, True),
+      'seq_bn': (SeqBnConfig(reduction_factor=4), True, True),
+      'par_bn': (ParBnConfig(reduction_factor=2), True, False),
+      'norms': (DoubleSeqBnConfig(
+          reduction_factor=8 / 3, cross_adapter=True, leave_out=[1, 2], ln_before=True,
+          ln_after=True, non_linearity='gelu'), False, False),
+      'everywhere': (ParBnConfig(
+          reduction_factor=2, mh_adapter=True, cross_adapter=True, scaling=0.5,
+          non_linearity='gelu_new'), True, False),
+  }
+
+
+def random_model() -> Any:
   """A T5 of 2 and 3 layers whose weights are large enough for every part to be seen."""
+  import torch
+  import transformers
+
   torch.manual_seed(0)
   config = transformers.T5Config(
       vocab_size=32, d_model=8, d_kv=4, num_heads=2, d_ff=16, num_layers=2, num_decoder_layers=3,
@@ -50,8 +55,10 @@ def random_model() -> transformers.T5ForConditionalGeneration:
   return model.eval()
 
 
-def randomise(model: torch.nn.Module, part: str = '') -> None:
+def randomise(model: Any, part: str = '') -> None:
   """Draws the parameters whose name holds `part`."""
+  import torch
+
   with torch.no_grad():
     for name, value in model.named_parameters():
       if part in name:
@@ -59,15 +66,19 @@ def randomise(model: torch.nn.Module, part: str = '') -> None:
         value.copy_(0.4 * torch.randn_like(value) + float(norm))
 
 
-def random_case() -> dict[str, torch.Tensor]:
+def random_case() -> dict[str, Any]:
   """Token ids [3, 6] and [3, 4] and the mask of the first; the later rows are padded."""
+  import torch
+
   mask = (torch.arange(6) < torch.tensor([[6], [4], [2]])).long()
   return {'inputs': torch.randint(2, 32, (3, 6)) * mask, 'inputs_mask': mask,
           'decoder_inputs': torch.randint(2, 32, (3, 4))}
 
 
-def logits_of(model: torch.nn.Module, case: dict[str, torch.Tensor]) -> torch.Tensor:
+def logits_of(model: Any, case: dict[str, Any]) -> Any:
   """[3, 4, vocab]."""
+  import torch
+
   with torch.no_grad():
     return model(input_ids=case['inputs'], attention_mask=case['inputs_mask'],
                  decoder_input_ids=case['decoder_inputs']).logits
@@ -75,13 +86,16 @@ def logits_of(model: torch.nn.Module, case: dict[str, torch.Tensor]) -> torch.Te
 
 def write(folder: pathlib.Path) -> None:
   """Writes the fixture."""
+  import adapters
+  from safetensors.torch import save_file
+
   folder.mkdir(parents=True, exist_ok=True)
   model, case = random_model(), random_case()
   model.save_pretrained(folder / 'backbone')
   (folder / 'backbone' / 'generation_config.json').unlink(missing_ok=True)
   adapters.init(model)
   case['logits/none'] = logits_of(model, case)
-  for kind, (config, safe, head) in KINDS.items():
+  for kind, (config, safe, head) in kinds().items():
     model.add_adapter(kind, config=config)
     randomise(model, f'adapters.{kind}.')
     model.set_active_adapters(kind)
@@ -89,13 +103,17 @@ def write(folder: pathlib.Path) -> None:
     case[f'logits/{kind}'] = logits_of(model, case)
   save_file(case, folder / CASE)
   size = sum(path.stat().st_size for path in folder.rglob('*') if path.is_file())
-  print(f'Wrote {folder}: {len(KINDS)} adapters, {size / 1024:.0f} KiB.')
+  print(f'Wrote {folder}: {len(kinds())} adapters, {size / 1024:.0f} KiB.')
 
 
 def check(exported: pathlib.Path, folder: pathlib.Path) -> bool:
   """Loads exported adapters and compares logits; says what it finds."""
+  import adapters
+  from safetensors.torch import load_file
+  import transformers
+
   case, good = load_file(folder / CASE), True
-  for kind in KINDS:
+  for kind in kinds():
     model = transformers.T5ForConditionalGeneration.from_pretrained(folder / 'backbone').eval()
     adapters.init(model)
     safe = (exported / kind / 'adapter.safetensors').is_file()

@@ -123,7 +123,7 @@ def change(folder, outer=None, **inner):
     ({}, {'use_gating': True}, "sets 'use_gating' to True"),
     ({}, {'stochastic_depth': 0.1}, "sets 'stochastic_depth' to 0.1"),
     ({}, {'non_linearity': 'leakyrelu'}, "sets 'non_linearity' to 'leakyrelu'"),
-    ({}, {'scaling': 'learned'}, "'scaling' to 'learned', a learned one has no form here; multiply"),
+    ({}, {'scaling': 'learned'}, "sets 'scaling' to 'learned', a learned one has no form here; m"),
     ({}, {'reduction_factor': {'default': 2}}, "as 'reduction_factor'; only one number"),
     ({}, {'original_ln_after': False}, "sets 'original_ln_after' to False"),
     ({}, {'output_adapter': False}, 'has none of mh_adapter, cross_adapter, output_adapter'),

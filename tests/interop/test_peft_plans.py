@@ -20,6 +20,8 @@ from pemt_jax.interop import peft_plans
 from pemt_jax.methods import pemt
 from pemt_jax.methods import zoo
 from pemt_jax.models.t5_config import T5Config
+from pemt_jax.stages import artefacts
+from pemt_jax.stages import config
 
 TINY = T5Config(vocab_size=19, embed=8, kv=3, heads=2, mlp=12, encoder_layers=2, decoder_layers=3,
                 relative_buckets=4)
@@ -52,6 +54,14 @@ def test_a_form_becomes_a_stage_and_the_same_form(form, stage):
     assert again.scaling == pytest.approx(form.scaling, rel=1e-12)
     again = dataclasses.replace(again, scaling=form.scaling)
   assert again == form
+  assert options_in_config(stage, options) == options
+
+
+def options_in_config(stage, options):
+  """What commands make of the card of such an expert."""
+  card = ExpertCard('name', stage, [], 'backbone', '', 'superglue-cb', extra={
+      'options': json.loads(json.dumps(dataclasses.asdict(options)))})
+  return config.options_of(artefacts.config_of(card))
 
 
 def plan_of(stage, **options):
