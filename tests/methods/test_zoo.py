@@ -1,7 +1,7 @@
 """Laws that every entry of the zoo keeps, one expert or many; a new entry joins by its line there.
 
-One program per entry returns all that single experts are compared by. The short run takes the
-entries of THOROUGH through the whole grid and all others through their one program.
+One program per entry returns most of what single experts are compared by. The short run takes the
+entries of THOROUGH through the whole grid and those of LIGHT through their one program.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pemt_jax.experts import library
 from pemt_jax.experts.merging import weights as merging
 from pemt_jax.experts.task_bank import TaskBank
 from pemt_jax.methods import zoo
-from pemt_jax.methods.base import initialiser, make_loss, shift_right
+from pemt_jax.methods.base import initialiser, joined, make_loss, shift_right
 from pemt_jax.models import generation
 from pemt_jax.models.decoding import GenerationConfig
 from pemt_jax.models.layers import Compute
@@ -52,10 +52,18 @@ SMALL = {
 }
 # Patterns of backbone leaves that an entry tunes; the others leave the backbone as it is.
 TUNES_BACKBONE = {'full': '.*'} | dict.fromkeys(('adapter', 'houlsby', 'compacter'), '.*norm/scale')
-THOROUGH = ('lora', 'prompt', 'adapter+lora')
-NAMES = (*zoo.ZOO, 'adapter+lora')
-EVERY = list(NAMES)
-GRID = [pytest.param(name, marks=[] if name in THOROUGH else [pytest.mark.slow]) for name in NAMES]
+JOINED = 'adapter+prompt'
+NAMES = (*zoo.ZOO, JOINED)
+THOROUGH = ('lora', 'prefix')
+LIGHT = (*THOROUGH, JOINED, 'bitfit', 'intrinsic_adapter')
+
+
+def marked(names, short):
+  """Parameters of a test; entries that the short run leaves out are slow."""
+  return [pytest.param(name, marks=[] if name in short else [pytest.mark.slow]) for name in names]
+
+
+EVERY, GRID = marked(NAMES, LIGHT), marked(NAMES, THOROUGH)
 
 CONFIG = tiny.CONFIG
 PROMPT, EXPERTS, ROWS, LENGTH = 3, 3, 3, 5
@@ -121,13 +129,19 @@ def apply_of(model, variables, batch):
   return encoded, logits
 
 
-def decoded(model, variables, batch):
-  """Logits of whole sequences, the same through the cached step, greedy and beam tokens."""
-  encoded, logits = apply_of(model, variables, batch)
+def start(model, variables, batch, encoded):
+  """(step, cache) of cached decoding."""
   memory, cache = model.apply(variables, encoded, ROWS, LENGTH, batch.get('task_ids'),
                               method='start_decoding')
   step = lambda tokens, position, cache: model.apply(variables, tokens, position, cache, memory,
                                                      method='decode_step')
+  return step, cache
+
+
+def teacher_forced(model, variables, batch):
+  """Logits of whole sequences, and the same through the cached step."""
+  encoded, logits = apply_of(model, variables, batch)
+  step, cache = start(model, variables, batch, encoded)
 
   def advance(cache, column):
     logits, cache = step(column[0], column[1], cache)
@@ -135,10 +149,17 @@ def decoded(model, variables, batch):
 
   columns = shift_right(batch['targets'], CONFIG.start_id).T, jnp.arange(LENGTH)
   _, cached = jax.lax.scan(advance, cache, columns)
+  return {'logits': logits, 'cached': cached.swapaxes(0, 1)}
+
+
+def searched(model, variables, batch):
+  """Greedy and beam tokens."""
+  encoded = model.apply(variables, batch['inputs'], batch['inputs_mask'], batch.get('task_ids'),
+                        method='encode')
+  step, cache = start(model, variables, batch, encoded)
   search = lambda beams: generation.generate(
       step, cache, ROWS, GenerationConfig(max_length=LENGTH, num_beams=beams))
-  return {'logits': logits, 'cached': cached.swapaxes(0, 1), 'greedy': search(1),
-          'beam': search(2)}
+  return {'greedy': search(1), 'beam': search(2)}
 
 
 @functools.cache
@@ -151,10 +172,24 @@ def program(name):
   def run(tuned, frozen, constants, batch):
     (loss, _), grads = jax.value_and_grad(loss_fn, has_aux=True)(
         tuned, frozen, constants, batch, None)
-    variables = {'params': merge(frozen, tuned), 'constants': constants}
-    return {'loss': loss, 'grads': grads, **decoded(model, variables, batch)}
+    variables = method.variables(tuned, frozen, constants)
+    return {'loss': loss, 'grads': grads, **teacher_forced(model, variables, batch)}
 
   return run
+
+
+@functools.cache
+def search_program(name):
+  """Compiled (variables, batch) -> tokens."""
+  return jax.jit(functools.partial(searched, model_of(name)))
+
+
+@functools.cache
+def tokens_of(name, number):
+  """What an expert generates."""
+  model = model_of(name)
+  variables = method_of(name).variables(*expert(name, number), constants_of(model))
+  return jax.device_get(search_program(name)(variables, BATCH))
 
 
 @functools.cache
@@ -195,8 +230,19 @@ def test_the_delta_changes_the_model_and_all_that_is_tuned_and_only_that_has_a_g
 def test_cached_decoding_is_decoding_of_the_whole_sequence(name):
   found = outcome(name)
   np.testing.assert_allclose(found['cached'], found['logits'], rtol=1e-4, atol=1e-4)
-  # Greedy tokens follow the same logits as far as targets and outputs agree: at the first position.
-  np.testing.assert_array_equal(found['greedy'][:, 1], found['logits'][:, 0].argmax(-1))
+
+
+@pytest.mark.parametrize('name', GRID)
+def test_greedy_tokens_follow_the_logits_of_the_whole_sequence(name):
+  tokens = tokens_of(name, 0)['greedy']
+  variables = method_of(name).variables(*expert(name, 0), constants_of(model_of(name)))
+  batch = BATCH | {'targets': tokens[:, 1:], 'targets_mask': np.ones((ROWS, LENGTH - 1))}
+  chosen = np.asarray(tiny.forward(model_of(name), variables, batch)[0]).argmax(-1)
+  for row, own in zip(tokens[:, 1:], chosen, strict=True):
+    ended = np.flatnonzero(row == CONFIG.eos_id)
+    stop = ended[0] + 1 if len(ended) else len(row)
+    np.testing.assert_array_equal(row[:stop], own[:stop])
+    assert (row[stop:] == CONFIG.pad_id).all()
 
 
 @pytest.mark.parametrize('name', EVERY)
@@ -269,11 +315,14 @@ def bank_program(name):
     params[path] = np.stack([own[path] for own in experts], axis=1 if layered else 0)
     assert params[path].shape == tiny.shapes(model)['params'][path], path
   variables = {'params': unflatten(params), 'constants': constants_of(model_of(name))}
-  return variables, jax.jit(functools.partial(decoded, model))
+  run = lambda variables, batch: (teacher_forced(model, variables, batch)
+                                  | searched(model, variables, batch))
+  return variables, jax.jit(run)
 
 
-BANKS = [param for param in GRID
-         if method_of(getattr(param, 'values', (param,))[0]).plan.rules]
+# Experts that change the whole backbone cannot share a batch.
+BANKS = marked([name for name in NAMES
+                if method_of(name).plan.rules and method_of(name).expand is joined], THOROUGH)
 
 
 @pytest.mark.parametrize('name', BANKS)
@@ -282,7 +331,7 @@ def test_rows_of_a_bank_use_the_expert_of_their_task(name):
   for ids in (MIXED, np.full(ROWS, 1, np.int32)):
     found = run(variables, BATCH | {'task_ids': ids})
     for row, number in enumerate(ids):
-      alone = outcome(name, int(number))
+      alone = outcome(name, int(number)) | tokens_of(name, int(number))
       for kind in ('logits', 'cached'):
         np.testing.assert_allclose(found[kind][row], alone[kind][row], rtol=1e-4, atol=1e-4,
                                    err_msg=kind)
@@ -293,7 +342,7 @@ def test_rows_of_a_bank_use_the_expert_of_their_task(name):
 @pytest.mark.parametrize('name', GRID)
 def test_bfloat16_is_close(name):
   model = model_of(name, Compute(dtype='bfloat16'))
-  variables = {'params': merge(*expert(name, 0)), 'constants': constants_of(model)}
+  variables = method_of(name).variables(*expert(name, 0), constants_of(model))
   logits = np.asarray(tiny.forward(model, variables, BATCH)[0])
   error = np.abs(logits - outcome(name)['logits'])
   assert 0 < error.mean() < 0.05 * np.std(outcome(name)['logits'])
