@@ -9,17 +9,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import ml_collections as mlc
+import numpy as np
 
 from pemt_jax.data import pipeline
 from pemt_jax.data.answers import draw_answers
 from pemt_jax.data.datasets import TaskData, load_task
+from pemt_jax.data.mixture import SAMPLINGS, MixedTasks
 from pemt_jax.data.tasks import PLAYGROUND_PREFIX, get_task
 from pemt_jax.data.tokenizer import Tokenizer
-from pemt_jax.errors import UserError, number
+from pemt_jax.errors import UserError, number, one_of
 from pemt_jax.stages.config import data_config, for_task
 from pemt_jax.stages.starts import start_folder
 
 
+MIXTURE = 'mixture'  # name of a replica that trains on all tasks
 _COUNTS = ('batch_size', 'eval_batch_size', 'max_source_length', 'max_target_length', 'lookahead',
            'buckets', 'target_buckets')
 
@@ -35,6 +38,8 @@ class ReplicaSpec:
     learning_rate: peak rate, or None for the config's.
     start: folder of the expert that it starts from, or None.
     config: the config with the task's differences applied.
+    parts: the tasks that it mixes, as replicas of their own; () if it trains on one task. `task` is
+      then the first of them, and `task_ids` of its batches count the parts.
   """
 
   name: str
@@ -43,6 +48,12 @@ class ReplicaSpec:
   learning_rate: float | None
   start: pathlib.Path | None
   config: mlc.ConfigDict
+  parts: tuple[ReplicaSpec, ...] = ()
+
+  @property
+  def tasks(self) -> tuple[str, ...]:
+    """Tasks that it trains on, in the order of their ids."""
+    return tuple(part.task for part in self.parts) or (self.task,)
 
 
 def replica_specs(config: mlc.ConfigDict) -> tuple[ReplicaSpec, ...]:
@@ -57,19 +68,42 @@ def replica_specs(config: mlc.ConfigDict) -> tuple[ReplicaSpec, ...]:
   tasks = [_task_name(name) for name in config.tasks]
   if len(set(tasks)) < len(tasks):
     raise UserError(f"config.tasks names a task twice: {', '.join(tasks)}; list each once.")
-  rates = tuple(config.learning_rates) or (None,)
-  specs = []
-  for task in tasks:
-    own = for_task(config, task)
-    starts = [start_folder(start, task) for start in config.starts] or [None]
-    for start, seed, rate in itertools.product(starts, config.seeds, rates):
-      name = task.replace('/', '-')
-      name += f'-from-{start.name}' if len(starts) > 1 else ''
-      name += f'-seed{seed}' if len(config.seeds) > 1 else ''
-      name += f'-lr{rate:g}' if len(rates) > 1 else ''
-      specs.append(ReplicaSpec(name, task, seed, rate, start, own))
-  _check(specs)
-  return tuple(specs)
+  specs = [_specs_of(config, task) for task in tasks]
+  if config.mixture.sampling:
+    found = _mixtures(config, specs)
+  else:
+    found = list(itertools.chain.from_iterable(specs))
+  _check(found)
+  return tuple(found)
+
+
+def _specs_of(config: mlc.ConfigDict, task: str) -> list[ReplicaSpec]:
+  """Replicas of one task."""
+  rates, own, specs = tuple(config.learning_rates) or (None,), for_task(config, task), []
+  starts = [(pathlib.Path(start).name, start_folder(start, task))
+            for start in config.starts] or [('', None)]
+  for (label, start), seed, rate in itertools.product(starts, config.seeds, rates):
+    name = task.replace('/', '-')
+    name += f'-from-{label}' if len(starts) > 1 else ''
+    name += f'-seed{seed}' if len(config.seeds) > 1 else ''
+    name += f'-lr{rate:g}' if len(rates) > 1 else ''
+    specs.append(ReplicaSpec(name, task, seed, rate, start, own))
+  return specs
+
+
+def _mixtures(config: mlc.ConfigDict, specs: list[list[ReplicaSpec]]) -> list[ReplicaSpec]:
+  """Replicas that train on all tasks; each has one of every task's replicas as parts."""
+  one_of('config.mixture.sampling', config.mixture.sampling, SAMPLINGS)
+  found = []
+  for parts in zip(*specs, strict=True):
+    for part in parts:
+      if part.config.train != config.train:
+        raise UserError(f'per_task.{part.task} changes train, which the tasks of a mixture share;'
+                        ' let it change data only.')
+    first = parts[0]
+    name = MIXTURE + first.name.removeprefix(first.task.replace('/', '-'))
+    found.append(dataclasses.replace(first, name=name, config=config, parts=parts))
+  return found
 
 
 def _check(specs: Sequence[ReplicaSpec]) -> None:
@@ -119,18 +153,24 @@ class RowStore:
     return spec.task, split, seed
 
   def examples(self, spec: ReplicaSpec, split: str) -> TaskData:
-    """Examples of a split.
+    """Examples of a split; those of all parts of a mixture, under the first task.
 
     Raises:
       UserError: see `data.datasets.load_task`.
     """
+    if spec.parts:
+      each = [self.examples(part, split) for part in spec.parts]
+      return dataclasses.replace(
+          each[0], examples=[example for own in each for example in own.examples],
+          provenance={part.task: own.provenance
+                      for part, own in zip(spec.parts, each, strict=True)})
     key = self._key(spec, split)
     if key not in self._data:
       self._data[key] = load_task(spec.task, split, data_config(spec.config, spec.seed))
     return self._data[key]
 
   def tokens(self, spec: ReplicaSpec, split: str) -> pipeline.TokenizedData:
-    """Tokenized examples of a split."""
+    """Tokenized examples of a split of one task."""
     key = self._key(spec, split)
     if key not in self._tokens:
       data, fields = self.examples(spec, split), spec.config.data
@@ -140,20 +180,31 @@ class RowStore:
           cache_dir=fields.cache_dir or self.cache_dir)
     return self._tokens[key]
 
+  def _train_rows(self, spec: ReplicaSpec) -> pipeline.BatchSource:
+    if spec.parts:
+      mixture = spec.config.mixture
+      parts = [self._train_rows(part) for part in spec.parts]
+      return MixedTasks.of(parts, mixture.sampling, mixture.temperature, spec.seed, spec.name)
+    cache = spec.config.data.cache_dir or self.cache_dir
+    return draw_answers(self.tokens(spec, 'train'), self.examples(spec, 'train').examples,
+                        self.tokenizer, spec.seed, cache)
+
   def stream(self, spec: ReplicaSpec) -> pipeline.Stream:
     """Training batches of a replica; they depend on its name and seed only."""
-    data, fields = self.tokens(spec, 'train'), spec.config.data
-    rows = draw_answers(data, self.examples(spec, 'train').examples, self.tokenizer, spec.seed,
-                        fields.cache_dir or self.cache_dir)
-    return pipeline.Stream(rows, stream_config(spec))
+    return pipeline.Stream(self._train_rows(spec), stream_config(spec))
 
   def steps_per_epoch(self, spec: ReplicaSpec) -> int:
-    """Updates per pass over the training rows."""
-    return pipeline.steps_per_epoch(len(self.tokens(spec, 'train')), spec.config.data.batch_size)
+    """Updates per pass over the training rows; see `data.mixture` for an epoch of several tasks."""
+    rows = len(self._train_rows(spec) if spec.parts else self.tokens(spec, 'train'))
+    return pipeline.steps_per_epoch(rows, spec.config.data.batch_size)
 
   def eval_batches(self, spec: ReplicaSpec, split: str) -> list[pipeline.Batch]:
-    """Evaluation batches, long rows first."""
+    """Evaluation batches, long rows first; task by task where there are several."""
     fields = spec.config.data
+    if spec.parts:
+      return [batch | {'task_ids': np.full_like(batch['task_ids'], number)}
+              for number, part in enumerate(spec.parts)
+              for batch in self.eval_batches(part, split)]
     return list(pipeline.eval_batches(
         self.tokens(spec, split), fields.eval_batch_size, list(fields.buckets) or None,
         list(fields.target_buckets) or None))
