@@ -42,8 +42,8 @@ class Compacter(Delta):
   reads: str = 'output'
 
   def _rule(self, exact: bool) -> Weight:
-    return Weight((self.terms,) * 3, ('member', 'kronecker_in', 'kronecker_out'), normal_init(self.rule_stddev),
-                  exact)
+    return Weight((self.terms,) * 3, ('member', 'kronecker_in', 'kronecker_out'),
+                  normal_init(self.rule_stddev), exact)
 
   def _matrix(self, name, sizes, axes):
     """Weights of B_i (and of A_i, if they are its own); bounds as Glorot's uniform."""

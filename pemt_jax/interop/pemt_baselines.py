@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 import dataclasses
+import itertools
 import re
 from typing import Any
 
@@ -71,25 +72,26 @@ def biases(layout: Any) -> Iterator[names.Weight]:
   if not layout.biases:
     return
   config = layout.backbone
-  wide = {'wi': config.mlp, 'wi_0': config.mlp, 'wi_1': config.mlp, 'wo': config.embed}
-  dense = [name for name in wide if name != 'wi' or not config.gated]
-  dense = [name for name in dense if config.gated or name in ('wi', 'wo')]
-  for stack in STACKS:
-    for layer in range(layout.layers(stack)):
-      for kind in _NORMS[stack]:
-        place = f'{stack}.block.{layer}.layer.{_number(stack, kind)}'
-        path = f'{stack}/layers/{kind}'
-        if kind == 'mlp':
-          inner, sizes = 'DenseReluDense', {name: wide[name] for name in dense}
-        else:
-          inner = _ATTENTIONS[kind]
-          sizes = dict.fromkeys('qkv', config.joined_kv) | {'o': config.embed}
-        for name, size in sizes.items():
-          yield names.Weight(f'{place}.{inner}.{name}.bias', f'{path}/{name}/bias/bias', (layer,),
-                             (size,))
-        yield names.Weight(f'{place}.layer_norm.bias', f'{path}_norm/bias/bias', (layer,),
-                           (config.embed,))
+  blocks = [(stack, layer, kind) for stack in STACKS for layer in range(layout.layers(stack))
+            for kind in _NORMS[stack]]
+  for stack, layer, kind in blocks:
+    place = f'{stack}.block.{layer}.layer.{_number(stack, kind)}'
+    path = f'{stack}/layers/{kind}'
+    inner = _ATTENTIONS.get(kind, 'DenseReluDense')
+    for name, size in _widths(kind, config).items():
+      yield names.Weight(f'{place}.{inner}.{name}.bias', f'{path}/{name}/bias/bias', (layer,),
+                         (size,))
+    yield names.Weight(f'{place}.layer_norm.bias', f'{path}_norm/bias/bias', (layer,),
+                       (config.embed,))
   yield names.Weight('lm_head.bias', 'lm_head/bias/bias', (), (config.vocab_size,))
+
+
+def _widths(kind: str, config: Any) -> dict[str, int]:
+  """Output width of each projection of a sub-layer."""
+  if kind != 'mlp':
+    return dict.fromkeys('qkv', config.joined_kv) | {'o': config.embed}
+  inward = ('wi_0', 'wi_1') if config.gated else ('wi',)
+  return dict.fromkeys(inward, config.mlp) | {'wo': config.embed}
 
 
 def _linear(name: str, path: str, index: tuple[int, ...],
@@ -104,17 +106,17 @@ def adamix(layout: Any) -> Iterator[names.Weight]:
   shape = layout.adamix
   if shape is None:
     return
-  halves = {'A': ('down', shape.down, (layout.embed, shape.size)),
-            'B': ('up', shape.up, (shape.size, layout.embed))}
-  for stack in STACKS:
-    for layer in range(layout.layers(stack)):
-      soup = f'{stack}.block.{layer}.layer.{_number(stack, "mlp")}.DenseReluDense.ExpertSoup'
-      for letter, (half, count, sizes) in halves.items():
-        path = f'{stack}/layers/mlp/wo/adamix/{half}'
-        for k in range(count):
-          yield from _linear(f'{soup}.MoA_{letter}.deepspeed_experts.{k}', path, (layer, k), sizes)
-        yield names.Weight(f'{soup}.MoA_{letter}.expert_score_weight', f'{path}/score', (layer,),
-                           (count,))
+  halves = (('A', 'down', shape.down, (layout.embed, shape.size)),
+            ('B', 'up', shape.up, (shape.size, layout.embed)))
+  places = [(stack, layer, half) for stack in STACKS for layer in range(layout.layers(stack))
+            for half in halves]
+  for stack, layer, (letter, half, count, sizes) in places:
+    soup = (f'{stack}.block.{layer}.layer.{_number(stack, "mlp")}.DenseReluDense.ExpertSoup'
+            f'.MoA_{letter}')
+    path = f'{stack}/layers/mlp/wo/adamix/{half}'
+    for k in range(count):
+      yield from _linear(f'{soup}.deepspeed_experts.{k}', path, (layer, k), sizes)
+    yield names.Weight(f'{soup}.expert_score_weight', f'{path}/score', (layer,), (count,))
 
 
 def mixda(layout: Any) -> Iterator[names.Weight]:
@@ -122,23 +124,23 @@ def mixda(layout: Any) -> Iterator[names.Weight]:
   shape = layout.mixda
   if shape is None:
     return
+  places = [(stack, position, layer) for stack in STACKS
+            for position, layer in enumerate(shape.layers(stack))]
   widths = (layout.mlp, shape.hidden, shape.hidden, shape.hidden, shape.count + 1)
-  for stack in STACKS:
+  known = (('adapter_down.0', 'knowledge_down', (layout.mlp, shape.size)),
+           ('adapter_up', 'knowledge_up', (shape.size, layout.embed)))
+  own = (('down', (layout.embed, shape.task_size)), ('up', (shape.task_size, layout.embed)))
+  for stack, position, layer in places:
     path = f'{stack}/layers/mlp/wo/mixda'
-    for position, layer in enumerate(shape.layers(stack)):
-      place = f'{stack}.block.{layer}.layer.{_number(stack, "mlp")}.DenseReluDense'
-      for k in range(shape.count):
-        for half, sizes in (('down', (layout.mlp, shape.size)), ('up', (shape.size, layout.embed))):
-          inner = 'adapter_down.0' if half == 'down' else 'adapter_up'
-          yield from _linear(f'{place}.kas.{k}.{inner}', f'{path}/knowledge_{half}',
-                             (position, k), sizes)
-      for i, number in enumerate(_GATE_LINEARS):
-        yield from _linear(f'{place}.gating.linear.{number}', f'{path}/gate_{i}', (position,),
-                           widths[i:i + 2])
-      for half, sizes in (('down', (layout.embed, shape.task_size)),
-                          ('up', (shape.task_size, layout.embed))):
-        yield from _linear(f'{place}.adapter_controller.adapters.{layout.target}.{half}_sampler',
-                           f'{path}/{half}', (position,), sizes)
+    place = f'{stack}.block.{layer}.layer.{_number(stack, "mlp")}.DenseReluDense'
+    for k, (theirs, ours, sizes) in itertools.product(range(shape.count), known):
+      yield from _linear(f'{place}.kas.{k}.{theirs}', f'{path}/{ours}', (position, k), sizes)
+    for i, number in enumerate(_GATE_LINEARS):
+      yield from _linear(f'{place}.gating.linear.{number}', f'{path}/gate_{i}', (position,),
+                         widths[i:i + 2])
+    for half, sizes in own:
+      yield from _linear(f'{place}.adapter_controller.adapters.{layout.target}.{half}_sampler',
+                         f'{path}/{half}', (position,), sizes)
 
 
 def attempt(layout: Any) -> Iterator[names.Weight]:

@@ -16,6 +16,7 @@ from pemt_jax.stages.build import Stage
 from pemt_jax.stages.evaluate import observations
 from pemt_jax.stages.sources import PROMPT
 from pemt_jax.training.loop import TrainResult
+from pemt_jax.training.records import METRICS
 from pemt_jax.trees import flatten
 
 STACKS = ('encoder', 'decoder')
@@ -33,6 +34,7 @@ def write(stage: Stage, trained: TrainResult, workdir: pathlib.Path) -> None:
   for name in evaluated:
     split = stage.specs[name].config.train.final_split
     _write_predictions(stage, name, split, stage.evaluator.latest[name, split][0], workdir)
+  _write_tasks(stage, trained, workdir)
   _write_gates(stage, evaluated, workdir)
   _write_correlation(stage, trained, names, workdir)
   tuned = flatten(stage.start.tuned_shapes())
@@ -57,6 +59,43 @@ def _write_predictions(stage, name, split, texts, workdir):
   lines = [json.dumps({'source': example.source, 'target': example.target, 'prediction': text})
            for example, text in zip(examples, texts, strict=True)]
   (folder / f'{name}.{split}.jsonl').write_text('\n'.join(lines) + '\n', encoding='utf-8')
+
+
+def _write_tasks(stage, trained, workdir):
+  """Writes results/<replica>.<task>.jsonl: what a mixture scored on each of its tasks, by step."""
+  mixtures = {name: spec for name, spec in stage.specs.items() if spec.parts}
+  if not mixtures:
+    return
+  folder = workdir / 'results'
+  folder.mkdir(exist_ok=True)
+  for name, spec in mixtures.items():
+    lines = [line for file in _metric_files(workdir, name)
+             for line in map(json.loads, file.read_text(encoding='utf-8').splitlines())
+             if line['replica'] == name]
+    result = trained.results[name]
+    final = {f'{spec.config.train.final_split}/{key}': value
+             for key, value in (result.get('final_metrics') or {}).items()}
+    lines.append({'step': result['best_step'], 'replica': name, **final})
+    for task in spec.tasks:
+      found = [own for line in lines for own in _of_task(line, task)]
+      text = ''.join(json.dumps(own) + '\n' for own in found)
+      (folder / f'{name}.{task.replace("/", "-")}.jsonl').write_text(text, encoding='utf-8')
+
+
+def _metric_files(workdir, name):
+  places = (workdir, workdir / 'replicas' / name)
+  return [place / METRICS for place in places if (place / METRICS).is_file()]
+
+
+def _of_task(line, task):
+  """The part of a line of metrics that belongs to a task: one dict for each split in it."""
+  found = {}
+  for key, value in line.items():
+    split, _, rest = key.partition('/')
+    if rest.startswith(f'{task}/'):
+      own = found.setdefault(split, {'step': line['step'], 'split': split})
+      own[rest.removeprefix(f'{task}/')] = value
+  return found.values()
 
 
 def mean_gates(stage: Stage, name: str) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ from pemt_jax.stages.backbone import Backbone, load_backbone
 from pemt_jax.stages.build import Stage, build
 from pemt_jax.stages.config import base_config, is_stage, stage_names
 from pemt_jax.stages.prompts import trim
-from pemt_jax.stages.sources import COPIES, PROMPT
+from pemt_jax.stages.sources import COPIES, PROMPT, copy_name
 from pemt_jax.trees import Tree, flatten, unflatten
 
 
@@ -142,7 +142,10 @@ def open_expert(folder: pathlib.Path, backbone: Backbone | None = None,
   check_backbone(card, backbone.name, backbone.hash)
   table = flatten(tuned).get(f'{PROMPT}/table')
   with config.unlocked():
-    config.tasks, config.learning_rates = (card.task,), ()
+    config.tasks = config.tasks if config.mixture.sampling else (card.task,)
+    config.learning_rates = ()
+    if config.prompt.init == 'sources':  # The start is over and its sources may be gone.
+      config.prompt.init = 'uniform'
     config.seeds = (card.extra.get('seed', 0),)
     config.prompt.length = 0 if table is None else len(table)
     config.sources = tuple(map(str, _source_folders(folder, card)))
@@ -159,7 +162,7 @@ def open_expert(folder: pathlib.Path, backbone: Backbone | None = None,
 def _source_folders(folder: pathlib.Path, card: ExpertCard) -> list[pathlib.Path]:
   found = [(folder / source['folder']).resolve() for source in card.extra.get('sources', ())]
   for source in found:
-    if not (source / CARD).is_file():
+    if not ((source / CARD).is_file() or source.is_file()):
       raise UserError(f"expert '{card.name}' needs its source expert {source}, which is not there;"
                       ' copy the folder of the whole run.')
   return found
@@ -169,6 +172,6 @@ def _sources(stage: Stage) -> list[dict[str, str]]:
   """Source experts, relative to the folder of an expert of the same run."""
   if stage.sources is None:
     return []
-  folders = [f'../../{COPIES}/{folder.name}' for folder in stage.source_folders]
+  folders = [f'../../{COPIES}/{copy_name(folder)}' for folder in stage.source_folders]
   return [{'task': task, 'folder': folder}
           for task, folder in zip(stage.sources.names, folders, strict=True)]

@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import ml_collections as mlc
 import numpy as np
 from flax import linen as nn
@@ -16,10 +17,11 @@ from pemt_jax.methods.base import Method, boxed_shapes, initialiser, make_loss
 from pemt_jax.models.layers import fold_name
 from pemt_jax.models.segments import cut
 from pemt_jax.models.t5 import T5
-from pemt_jax.stages import prompts
+from pemt_jax.stages import prompt_sources, prompts
 from pemt_jax.stages.backbone import Backbone, as_frozen, load_backbone
 from pemt_jax.stages.config import generation_config, options_of
 from pemt_jax.stages.evaluate import Evaluator, make_predict
+from pemt_jax.stages.prompt_sources import PromptSources
 from pemt_jax.stages.rows import ReplicaSpec, RowStore, replica_specs
 from pemt_jax.stages.sources import Sources, find_sources, load_sources
 from pemt_jax.stages.starts import start_values
@@ -27,6 +29,8 @@ from pemt_jax.training.experiment import Experiment, Replica, make_replica
 from pemt_jax.training.rules import split_params
 from pemt_jax.training.state import replica_key
 from pemt_jax.trees import Tree, flatten, merge, unflatten
+
+_ATTEMPT = f'encoder/embed/{prompt_sources.ATTEMPT}'
 
 
 class Start:
@@ -37,7 +41,8 @@ class Start:
     shapes: {'params', 'constants'} of the model as shapes.
   """
 
-  def __init__(self, config, backbone, model, method, specs, ids, sources):
+  def __init__(self, config, backbone, model, method, specs, ids, sources, source_prompts=None):
+    self._prompts = source_prompts
     self._config, self._backbone, self._method = config, backbone, method
     self._specs, self._ids = specs, ids
     self.shapes = nn.meta.unbox(boxed_shapes(model))
@@ -47,7 +52,7 @@ class Start:
     frozen, _ = split_params(merge(self.shapes['params'], self._loaded), method.tuned)
     flat, missing = flatten(self._loaded), set(flatten(frozen)) - set(flatten(self._loaded))
     if missing:  # A frozen delta without a file, such as a gate that stays uniform.
-      flat |= flatten(self._init(jax.random.key(config.seeds[0]))[0])
+      flat |= flatten(self._init(jax.random.key(config.frozen_seed))[0])
     kept = {path: flat[path] for path in flatten(frozen)}
     self.frozen = as_frozen(unflatten(kept), config.model.frozen_dtype)
 
@@ -63,17 +68,26 @@ class Start:
     params = merge(params, self._loaded)
     table = flatten(params).get('encoder/embed/prompt/table')
     if table is not None:
-      prompt = prompts.initial_prompt(
-          self._config.prompt.init, self._ids[spec.task],
-          self._backbone.params['shared']['embedding'], fold_name(key, 'prompt'))
-      prompt, mask = prompts.left_pad(prompt, table.shape[0])
+      prompt, mask = prompts.left_pad(self._prompt(spec, fold_name(key, 'prompt')), table.shape[0])
       params = merge(params, {'encoder': {'embed': {'prompt': {'table': prompt}}}})
       constants = merge(constants, {'encoder': {'embed': {'prompt': {'mask': mask}}}})
+    target = flatten(params).get(f'{_ATTEMPT}/table')
+    if target is not None:  # Every target starts from the first source.
+      first = jnp.broadcast_to(self._prompts.tables[0], target.shape)
+      params = merge(params, unflatten({f'{_ATTEMPT}/table': first}))
     _, tuned = split_params(params, self._method.tuned)
     if spec.start is not None:
       tuned, more = start_values(spec.start, (self._backbone.name, self._backbone.hash), tuned)
       tuned, constants = cut(tuned, self.tuned_shapes()), merge(constants, more)
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tuned), constants
+
+  def _prompt(self, spec, key):
+    """First value of the own prompt of a replica."""
+    if self._config.prompt.init == prompt_sources.INIT:
+      backbone = self._backbone.name, self._backbone.hash
+      return prompt_sources.first_prompt(self._config, self._prompts, key, backbone)
+    return prompts.initial_prompt(self._config.prompt.init, self._ids[spec.task],
+                                  self._backbone.params['shared']['embedding'], key)
 
 
 @dataclasses.dataclass
@@ -133,9 +147,13 @@ def splits_in_use(train: mlc.ConfigDict) -> tuple[str, ...]:
 
 
 def make_method(config: mlc.ConfigDict, backbone: Backbone, prompt_length: int,
-                sources: Sources | None) -> Method:
+                sources: Sources | None,
+                source_prompts: PromptSources | None = None) -> Method:
   """Returns the method of the stage."""
   options = options_of(config)
+  if prompt_sources.ATTEMPT in zoo.names_of(config.stage):
+    targets = len(config.tasks) if config.mixture.sampling else 1
+    options = prompt_sources.with_counts(options, source_prompts, targets)
   if config.stage == 'pemt/stage2':
     return pemt.stage2(options, backbone.config, prompt_length, sources.shape)
   if config.stage == 'pemt/stage1':
@@ -164,15 +182,28 @@ def build(config: mlc.ConfigDict, workdir: str | pathlib.Path,
     config = next(iter(specs.values())).config
   backbone = backbone or load_backbone(config, config.seeds[0])
   store = RowStore(backbone.tokenizer, workdir / 'cache')
-  sources, folders = None, ()
+  sources, folders, source_prompts = None, (), None
   if config.stage == 'pemt/stage2':
     folders = tuple(find_sources(config.sources))
     sources = load_sources(folders, backbone.name, backbone.hash)
+  elif prompt_sources.reads_prompts(config):
+    folders = tuple(prompt_sources.find_prompt_sources(config.sources))
+    source_prompts = prompt_sources.load_prompt_sources(folders, (backbone.name, backbone.hash))
+    if prompt_sources.ATTEMPT in zoo.names_of(config.stage):
+      sources = source_prompts.as_attempt()
+    if config.prompt.init == prompt_sources.INIT:  # Mistakes show before anything is written.
+      prompt_sources.first_prompt(config, source_prompts, jax.random.key(0),
+                                  (backbone.name, backbone.hash))
+    if sources is None:  # The start is part of the tuned prompt from then on.
+      folders = ()
   ids = {task: prompts.description_ids(config, task, backbone.tokenizer)
          for task in {spec.task for spec in specs.values()}}
-  method = make_method(config, backbone, max(map(len, ids.values())), sources)
+  length = max(map(len, ids.values()))
+  if source_prompts is not None:
+    length = source_prompts.tables.shape[1]
+  method = make_method(config, backbone, length, sources, source_prompts)
   model = T5(backbone.config, method.plan, backbone.compute)
-  start = Start(config, backbone, model, method, specs, ids, sources)
+  start = Start(config, backbone, model, method, specs, ids, sources, source_prompts)
   predict = make_predict(model, method, generation_config(config, backbone.config))
   evaluator = Evaluator(predict, store, specs)
   return Stage(config, backbone, method, model, specs, store, start, evaluator, sources, folders)

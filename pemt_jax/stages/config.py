@@ -73,6 +73,24 @@ def _method_fields(stage: str) -> mlc.ConfigDict:
   return mlc.ConfigDict({name: _fields(value, kinds) for name, value in options.items()})
 
 
+def _mixture_fields() -> mlc.ConfigDict:
+  """One replica for all tasks, which share what it trains; '' trains a replica for each task."""
+  mixture = mlc.ConfigDict()
+  mixture.sampling = ''           # '' | 'proportional' | 'equal' | 'temperature' (of rows ^ 1/T)
+  mixture.temperature = 2.0       # T, at least 1
+  return mixture
+
+
+def _prompt_fields() -> mlc.ConfigDict:
+  prompt = mlc.ConfigDict()
+  prompt.init = 'vocab'           # 'vocab' | 'normal' (published) | 'uniform' | 'sources' (SPoT)
+  prompt.length = 0               # tokens; 0 takes the number of tokens of the description
+  prompt.weighting = 'copy'       # of config.sources: 'copy' of one | 'similarity' | 'random'
+  prompt.target = ''              # prompt of the target task, to which sources are compared
+  prompt.descriptions = mlc.ConfigDict()  # task -> sentence in place of the task's own
+  return prompt
+
+
 def base_config(stage: str) -> mlc.ConfigDict:
   """Returns the config of a stage; a config file changes what its recipe needs.
 
@@ -86,7 +104,9 @@ def base_config(stage: str) -> mlc.ConfigDict:
   config.tasks = ()               # task names
   config.seeds = (42,)            # >= 0; initialisation, dropout, data order
   config.learning_rates = ()      # peak rates; () takes train.learning_rate
+  config.mixture = _mixture_fields()
   config.together = True          # train all replicas in one program; False: one after the other
+  config.frozen_seed = 0          # of deltas that stay at their random start
   config.few_shot_by_seed = False  # draw few-shot rows by the replica's seed, not data.data_seed
   config.model = model = mlc.ConfigDict()
   model.name = 't5-base'          # published name, hub id, local folder, or 'playground'
@@ -99,10 +119,7 @@ def base_config(stage: str) -> mlc.ConfigDict:
   model.scan_layers = True        # loop over layers by scan; False unrolls
   model.remat = False             # recompute activations in the backward pass
   config.method = _method_fields(stage)
-  config.prompt = prompt = mlc.ConfigDict()
-  prompt.init = 'vocab'           # 'vocab' rows | 'normal' (published behaviour) | 'uniform'
-  prompt.length = 0               # tokens; 0 takes the number of tokens of the description
-  prompt.descriptions = mlc.ConfigDict()  # task -> sentence in place of the task's own
+  config.prompt = _prompt_fields()
   config.sources = ()             # folders of source experts, in the order of the bank
   config.starts = ()              # experts to start from, one replica for each; () starts afresh
   config.data = data = _fields(DataConfig(), {'root': str})

@@ -11,13 +11,13 @@ import numpy as np
 
 from pemt_jax.data import pipeline
 from pemt_jax.data.buckets import FILLER
-from pemt_jax.evaluation.postprocess import score
+from pemt_jax.evaluation.postprocess import AVERAGE, score
 from pemt_jax.methods.base import Method, shift_right, token_cross_entropy
 from pemt_jax.models import generation
 from pemt_jax.models.decoding import GenerationConfig
 from pemt_jax.models.t5 import T5
 from pemt_jax.stages.rows import ReplicaSpec, RowStore
-from pemt_jax.trees import Tree, merge
+from pemt_jax.trees import Tree
 
 AXIS = 'replica'
 
@@ -30,7 +30,7 @@ def make_predict(model: T5, method: Method, options: GenerationConfig) -> Callab
   """
   def predict(tuned: Tree, frozen: Tree, constants: Tree, batch: dict[str, jax.Array],
               axis: str | None):
-    variables = {'params': merge(frozen, tuned), 'constants': constants}
+    variables = method.variables(tuned, frozen, constants)
     apply = lambda *args, **kwargs: model.apply(variables, *args, **kwargs)
     task_ids = batch.get('task_ids')
     encoded = apply(batch['inputs'], batch['inputs_mask'], task_ids, method='encode')
@@ -91,31 +91,51 @@ class Evaluator:
     """
     specs = [self.specs[name] for name in names]
     batches = [self.store.eval_batches(spec, split) for spec in specs]
-    tokens = [dict() for _ in specs]
+    tokens: list[dict[tuple[int, int], np.ndarray]] = [{} for _ in specs]  # by (task, example)
     statistics: list[list[dict[str, np.ndarray]]] = [[] for _ in specs]
     for number in range(max(map(len, batches))):
       group = [own[number] if number < len(own) else filler_like(own[-1]) for own in batches]
       out, stats = jax.device_get(self.predict(tuned, frozen, constants,
                                                pipeline.stack_batches(group)))
       for i, batch in enumerate(group):
-        tokens[i] |= {int(example): out[i, row]
-                      for row, example in enumerate(batch['example_ids']) if example != FILLER}
+        names_of_rows = zip(batch['task_ids'].tolist(), batch['example_ids'].tolist(), strict=True)
+        tokens[i] |= {key: out[i, row]
+                      for row, key in enumerate(names_of_rows) if key[1] != FILLER}
         if number < len(batches[i]):
           statistics[i].append({name: np.asarray(value[i]) for name, value in stats.items()})
     decode = self.store.tokenizer.decode_batch
-    return [decode([found[j] for j in range(len(found))]) for found in tokens], statistics
+    return [decode([found[key] for key in sorted(found)]) for found in tokens], statistics
 
   def __call__(self, tuned: Tree, frozen: Tree, constants: Tree, replicas: Sequence[Any],
                split: str) -> list[dict[str, float]]:
-    """Returns the metrics of each replica: the task's, `loss`, and means of auxiliaries."""
+    """Returns the metrics of each replica: the task's, `loss`, and means of auxiliaries.
+
+    A mixture has the metrics of every task behind its name, such as `rte/accuracy`, and the mean of
+    the tasks' average metrics.
+    """
     names = [replica.name for replica in replicas]
     texts, statistics = self.predictions(tuned, frozen, constants, names, split)
     results = []
     for name, own, stats in zip(names, texts, statistics, strict=True):
       self.latest[name, split] = own, stats
-      data = self.store.examples(self.specs[name], split)
-      results.append(score(data.task, own, data.examples) | summarise(stats))
+      results.append(self._metrics(self.specs[name], split, own, stats) | summarise(stats))
     return results
+
+  def _metrics(self, spec, split, texts, statistics):
+    """Metrics of the texts that a replica gave for a split."""
+    if not spec.parts:
+      data = self.store.examples(spec, split)
+      return score(data.task, texts, data.examples)
+    found, text, batch = {}, 0, 0
+    for part in spec.parts:
+      size = len(self.store.examples(part, split).examples)
+      count = pipeline.steps_per_epoch(size, part.config.data.eval_batch_size)
+      own = self._metrics(part, split, texts[text:text + size], ())
+      own |= summarise(statistics[batch:batch + count])
+      found |= {f'{part.task}/{name}': value for name, value in own.items()}
+      text, batch = text + size, batch + count
+    averages = [found[f'{task}/{AVERAGE}'] for task in spec.tasks]
+    return found | {AVERAGE: float(np.mean(averages))}
 
 
 def summarise(statistics: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:

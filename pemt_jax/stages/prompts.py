@@ -23,6 +23,7 @@ def description_ids(config: mlc.ConfigDict, task: str, tokenizer: Tokenizer) -> 
 
 
 INITS = ('vocab', 'normal', 'uniform')
+STARTS = (*INITS, 'sources')  # what a config may name; see `prompt_sources` for the last
 
 
 def check_prompt(config: mlc.ConfigDict) -> None:
@@ -31,7 +32,7 @@ def check_prompt(config: mlc.ConfigDict) -> None:
   Raises:
     UserError: an unknown way to start, or a negative length.
   """
-  one_of('prompt.init', config.prompt.init, INITS)
+  one_of('prompt.init', config.prompt.init, STARTS)
   number('prompt.length', config.prompt.length, config.prompt.length >= 0, 'of at least 0')
 
 

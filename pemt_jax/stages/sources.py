@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import filecmp
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -80,14 +81,29 @@ def copy_sources(folders: Sequence[pathlib.Path], place: pathlib.Path) -> None:
     UserError: a copy is there that is not of the same expert.
   """
   for folder in folders:
-    target = place / folder.name
-    if not target.exists():
+    target = place / copy_name(folder)
+    if folder.is_file():
+      _copy_file(folder, target)
+    elif not target.exists():
       partial = tree_files.temporary_folder(target)
       shutil.copytree(folder, partial, dirs_exist_ok=True)
       tree_files.replace_folder(partial, target)
     elif (target / CARD).read_bytes() != (folder / CARD).read_bytes():
       raise UserError(f'{target} is a copy of another expert than {folder}; choose another workdir'
                       ' or the sources that this run began with.')
+
+
+def copy_name(place: pathlib.Path) -> str:
+  """Name of the copy of a source; files of several folders often share their own."""
+  return f'{place.parent.name}-{place.name}' if place.is_file() else place.name
+
+
+def _copy_file(file: pathlib.Path, target: pathlib.Path) -> None:
+  target.parent.mkdir(parents=True, exist_ok=True)
+  if target.exists() and not filecmp.cmp(file, target, shallow=False):
+    raise UserError(f'{target} is a copy of another file than {file}; choose another workdir or the'
+                    ' sources that this run began with.')
+  shutil.copyfile(file, target)
 
 
 def load_sources(folders: Sequence[str | pathlib.Path], backbone_name: str,

@@ -1,4 +1,4 @@
-"""Formulas of the deltas of the baselines against NumPy: adapters, biases, AdaMix, MixDA, ATTEMPT."""
+"""Formulas of the baselines' deltas against NumPy: adapters, biases, AdaMix, MixDA, ATTEMPT."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from pemt_jax.interop import formats
 from pemt_jax.stages import predict
 from pemt_jax.stages.artefacts import open_expert
 from pemt_jax.stages.build import build
+from pemt_jax.stages.config import stage_names
 from pemt_jax.stages.run import run_stage
 from tests.stages import small
 
@@ -161,9 +162,8 @@ def test_an_expert_of_an_unknown_method_is_an_error(stage1, workdir):
   with pytest.raises(UserError) as error:
     open_expert(workdir / 'new', stage1.stage.backbone)
   assert str(error.value) == (
-      "expert 'playground-omen' is of method 'pemt/stage9', which is none of pemt/stage1, "
-      'pemt/stage2, adapter, lora, prompt, full, span_corruption; install the version of pemt_jax '
-      'that wrote it.')
+      "expert 'playground-omen' is of method 'pemt/stage9', which is none of"
+      f' {", ".join(stage_names())}; install the version of pemt_jax that wrote it.')
 
 
 def stage2_with(stage1, folders):

@@ -1,0 +1,190 @@
+"""One replica for several tasks; prompts of source tasks: ATTEMPT and SPoT."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from pemt_jax.errors import UserError
+from pemt_jax.experts.library import load_expert
+from pemt_jax.interop import files
+from pemt_jax.methods import spot
+from pemt_jax.stages.artefacts import open_expert
+from pemt_jax.stages.build import build
+from pemt_jax.stages.rows import replica_specs
+from pemt_jax.stages.run import run_stage
+from pemt_jax.trees import flatten, unflatten
+from tests.stages import small
+
+TABLE = 'encoder/embed/prompt/table'
+ATTEMPT = 'encoder/embed/attempt'
+MIXED = {'mixture__sampling': 'equal'}
+
+
+@pytest.fixture(scope='module')
+def prompts(base, backbone):
+  """Source prompts of four rows."""
+  config = small.config_of('prompt', backbone, prompt__length=4, train__eval_every='never',
+                           train__final_split='')
+  return run_stage(config, base / 'prompts')
+
+
+@pytest.fixture(scope='module')
+def attempt(base, backbone, prompts):
+  """ATTEMPT on a mixture of both tasks."""
+  config = small.config_of('attempt', backbone, sources=(str(base / 'prompts'),),
+                           method__temperature=5.0, train__eval_every=1, **MIXED)
+  return run_stage(config, base / 'attempt')
+
+
+def test_a_mixture_is_one_replica_that_scores_every_task(attempt, base):
+  assert list(attempt.experts) == ['mixture']
+  metrics = attempt.trained.results['mixture']['final_metrics']
+  averages = [metrics[f'{task}/average_metrics'] for task in small.SOURCES]
+  assert metrics['average_metrics'] == pytest.approx(np.mean(averages))
+  for task in small.SOURCES:
+    assert np.isfinite(metrics[f'{task}/loss'])
+    lines = [json.loads(line) for line in
+             (base / 'attempt' / 'results' / f'mixture.{task.replace("/", "-")}.jsonl')
+             .read_text().splitlines()]
+    assert [(line['step'], line['split']) for line in lines] == [
+        (1, 'validation'), (2, 'validation'), (attempt.trained.results['mixture']['best_step'],
+                                               'test')]
+    assert lines[-1]['average_metrics'] == pytest.approx(metrics[f'{task}/average_metrics'])
+
+
+def test_each_target_has_a_prompt_of_its_own_that_starts_from_the_first_source(attempt, prompts):
+  stage = attempt.stage
+  sources = flatten(stage.start.frozen)[f'{ATTEMPT}/sources']
+  trained = [small.leaves_of(folder)[TABLE] for folder in prompts.experts.values()]
+  np.testing.assert_array_equal(sources, np.stack(trained))
+  experiment = stage.experiment()
+  first = flatten(stage.start(experiment.replicas[0])[0])[f'{ATTEMPT}/table']
+  np.testing.assert_array_equal(first, np.stack([trained[0]] * 2))
+  best = small.leaves_of(attempt.experts['mixture'])
+  assert set(best) == {f'{ATTEMPT}/{name}' for name in (
+      'table', 'attention_down/kernel', 'attention_up/kernel')}
+  assert np.abs(best[f'{ATTEMPT}/table'][0] - best[f'{ATTEMPT}/table'][1]).max() > 1e-6
+
+
+def test_an_expert_of_a_mixture_is_opened_and_scores_as_it_did(attempt):
+  loaded = open_expert(attempt.experts['mixture'])
+  assert loaded.stage.specs['mixture'].tasks == small.SOURCES
+  replica = loaded.stage.experiment().replicas[0]
+  found = loaded.stage.evaluator(loaded.tuned, loaded.stage.start.frozen, loaded.constants,
+                                 (replica,), 'test')[0]
+  expected = attempt.trained.results['mixture']['final_metrics']
+  assert found == pytest.approx({name: expected[name] for name in found}, rel=1e-4)
+
+
+def test_rows_of_a_task_use_its_prompt_in_generation(attempt):
+  stage = attempt.stage
+  batches = stage.store.eval_batches(stage.specs['mixture'], 'test')
+  assert {int(ids) for batch in batches for ids in batch['task_ids']} == {0, 1}
+  lift = lambda tree: {name: np.asarray(leaf)[None] for name, leaf in tree.items()}
+  tuned, constants, _ = load_expert(attempt.experts['mixture'])
+  tuned = flatten(tuned) | {f'{ATTEMPT}/table': flatten(tuned)[f'{ATTEMPT}/table'].copy()}
+  tuned[f'{ATTEMPT}/table'][1] += 30.0
+  tree = unflatten({path: np.asarray(leaf)[None] for path, leaf in tuned.items()})
+  losses = []
+  for ids in (0, 1):
+    batch = lift(batches[0] | {'task_ids': np.full_like(batches[0]['task_ids'], ids)})
+    losses.append(stage.evaluator.predict(tree, stage.start.frozen, constants, batch)[1]['total'])
+  assert abs(float(losses[0][0]) - float(losses[1][0])) > 1e-3
+
+
+def test_files_of_the_published_code_are_sources_and_stay_beside_the_run(
+    backbone, base, prompts, workdir):
+  places = []
+  for number, folder in enumerate(prompts.experts.values()):
+    place = workdir / f'source{number}' / 'prefix_embeddings.safetensors'
+    place.parent.mkdir()
+    files.write_tensors(place, {'prefix_shared': small.leaves_of(folder)[TABLE]})
+    places.append(place if number else place.parent)
+  config = small.config_of('attempt', backbone, (small.TARGET,), steps=1,
+                           sources=tuple(map(str, places)), train__eval_every='never')
+  result = run_stage(config, workdir / 'run')
+  for place in (workdir / 'source0', workdir / 'source1'):
+    place.joinpath('prefix_embeddings.safetensors').unlink()
+  loaded = open_expert(next(iter(result.experts.values())))
+  np.testing.assert_array_equal(flatten(loaded.stage.start.frozen)[f'{ATTEMPT}/sources'],
+                                flatten(result.stage.start.frozen)[f'{ATTEMPT}/sources'])
+
+
+def spot_stage(backbone, workdir, base, **changes):
+  changes = {'sources': (str(base / 'prompts'),), 'prompt__init': 'sources'} | changes
+  config = small.config_of('prompt', backbone, (small.TARGET,), **changes)
+  return build(config, workdir)
+
+
+def first_table(stage):
+  return flatten(stage.start(stage.experiment().replicas[0])[0])[TABLE]
+
+
+def test_spot_starts_from_source_prompts(backbone, base, prompts, workdir):
+  tables = np.stack([small.leaves_of(folder)[TABLE] for folder in prompts.experts.values()])
+  target = str(list(prompts.experts.values())[1])
+  stage = spot_stage(backbone, workdir, base, prompt__weighting='similarity',
+                     prompt__target=target)
+  expected = spot.mix(tables, spot.similarity_weights(tables, tables[1]))
+  np.testing.assert_allclose(first_table(stage), expected, rtol=1e-5)
+  single = spot_stage(backbone, workdir, base, sources=(target,))
+  np.testing.assert_array_equal(first_table(single), tables[1])
+  random = first_table(spot_stage(backbone, workdir, base, prompt__weighting='random'))
+  weights, *_ = np.linalg.lstsq(tables.reshape(2, -1).T, random.ravel(), rcond=None)
+  np.testing.assert_allclose(spot.mix(tables, weights), random, atol=1e-4)
+  assert np.all((0 <= weights) & (weights <= 1))
+
+
+@pytest.mark.parametrize('stage, changes, words', [
+    ('prompt', {'prompt__init': 'sources', 'sources': ()}, 'there is no source prompt'),
+    ('attempt', {'sources': ()}, 'there is no source prompt'),
+    ('lora', {'mixture__sampling': 'some'}, "config.mixture.sampling is 'some'"),
+    ('lora', {'mixture__sampling': 'temperature', 'mixture__temperature': 0.5},
+     'mixture.temperature is 0.5'),
+    ('lora', MIXED | {'per_task': {small.SOURCES[0]: {'train': {'learning_rate': 1.0}}}},
+     f'per_task.{small.SOURCES[0]} changes train'),
+])
+def test_mistakes_are_one_sentence(backbone, workdir, stage, changes, words):
+  config = small.config_of(stage, backbone, **changes)
+  with pytest.raises(UserError) as error:
+    build(config, workdir).experiment()
+  assert str(error.value).startswith(words)
+
+
+def test_starts_that_do_not_fit_are_one_sentence(backbone, base, prompts, stage1, workdir):
+  for changes, words in (
+      ({}, "prompt.weighting is 'copy' and there are 2 source prompts"),
+      ({'prompt__weighting': 'similarity'}, "prompt.weighting is 'similarity', which needs"),
+      ({'prompt__weighting': 'mean'}, "prompt.weighting is 'mean'")):
+    with pytest.raises(UserError) as error:
+      spot_stage(backbone, workdir, base, **changes)
+    assert str(error.value).startswith(words)
+  with pytest.raises(UserError, match='has a prompt of shape'):
+    spot_stage(backbone, workdir, base, sources=(str(base / 'stage1'),))
+
+
+def test_tasks_of_a_mixture_keep_their_own_rows_in_training(backbone, workdir):
+  config = small.config_of('lora', backbone, seeds=(1, 2), **MIXED)
+  with config.unlocked():
+    config.per_task = {small.SOURCES[1]: {'data': {'max_train_rows': 8}}}
+  assert [spec.name for spec in replica_specs(config)] == ['mixture-seed1', 'mixture-seed2']
+  stage = build(config, workdir)
+  spec = stage.specs['mixture-seed1']
+  stream = stage.store.stream(spec)
+  assert stream.steps_per_epoch == stage.store.steps_per_epoch(spec) == 8
+  seen = [pair for _ in range(8) for batch in [next(stream)]
+          for pair in zip(batch['task_ids'].tolist(), batch['example_ids'].tolist(), strict=True)]
+  stream.close()
+  assert len(seen) == 64 and len(set(seen)) == 40
+  assert sum(task for task, _ in seen) == 32
+  single = {task: dataclasses.replace(part, parts=()) for task, part in
+            zip(small.SOURCES, spec.parts, strict=True)}
+  data = {task: stage.store.tokens(part, 'train') for task, part in single.items()}
+  batch = next(stage.store.stream(spec))
+  for row, (task, example) in enumerate(zip(batch['task_ids'], batch['example_ids'], strict=True)):
+    text = data[small.SOURCES[task]].inputs.row(example)
+    np.testing.assert_array_equal(batch['inputs'][row][:len(text)], text)
