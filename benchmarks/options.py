@@ -18,13 +18,14 @@ class Options:
     target: tokens of each target, or new tokens when decoding.
     rank: of the LoRA pairs on the feed-forward's `wo`; alpha equals it.
     dropout: rate of the backbone.
-    replicas: sources in one program.
+    replicas: sources in one program; in the suite `similarity` as many targets too.
     scan_layers: loop over layers by scan (False unrolls, None is the config's default); the
       library's side only.
     prompt: rows of a trained task prompt; 0 is none. The library's side only.
     tuned: file for first values of the LoRA pairs: written by the library, read by the peer.
     threads: of PyTorch; the library uses all cores.
     learning_rate: of AdamW.
+    metric: similarity that is measured.
   """
 
   folder: str
@@ -39,6 +40,7 @@ class Options:
   tuned: str = ''
   threads: int = 1
   learning_rate: float = 5e-4
+  metric: str = ''
 
 
 def batch_of(options: Options, vocab: int, step: int) -> dict[str, np.ndarray]:

@@ -30,6 +30,7 @@ ROUNDS = flags.DEFINE_integer('rounds', 0, 'Measured turns of each program; 0: t
 LAYERS = flags.DEFINE_enum(
     'layers', 'default', ['default', 'scan', 'unrolled'],
     "How the library's side runs its layers; 'default' is what a config does.")
+SOURCES = flags.DEFINE_integer('sources', 32, 'Sources, and targets, of the suite similarity.')
 WEIGHTS = flags.DEFINE_string(
     'weights', str(REPO / '.cache' / 'benchmarks'), 'Folder for random weights.')
 
@@ -39,13 +40,15 @@ def main(_: list[str]) -> None:
   from pemt_jax.models.t5_config import PUBLISHED
   suite, models, rounds = suites.SUITES[SUITE.value]
   number('--rounds', ROUNDS.value, ROUNDS.value >= 0, 'of at least 0')
+  number('--sources', SOURCES.value, SOURCES.value >= 1, 'of at least 1')
   for model in MODELS.value or ():
     if model not in PUBLISHED and not pathlib.Path(model).is_dir():
       raise UserError(f"--models names '{model}', which is no published size and no folder; "
                       'correct it.')
   plan = suites.Plan(tuple(MODELS.value or models), ROUNDS.value or rounds,
                      pathlib.Path(WEIGHTS.value),
-                     {'default': None, 'scan': True, 'unrolled': False}[LAYERS.value])
+                     {'default': None, 'scan': True, 'unrolled': False}[LAYERS.value],
+                     SOURCES.value)
   output = pathlib.Path(OUTPUT.value or REPO / 'results' / 'benchmarks' / f'{SUITE.value}.json')
   found = {'suite': SUITE.value,
            'command': ' '.join(['python', 'benchmarks/run.py', *sys.argv[1:]]),

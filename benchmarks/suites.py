@@ -17,6 +17,7 @@ from benchmarks.machine import cores
 from benchmarks.options import Options
 
 SOURCES = 6
+PLAYGROUND = pathlib.Path(__file__).resolve().parents[1] / 'pemt_jax' / 'assets' / 'playground_t5'
 DROPOUTS = (0.0, 0.1)
 
 
@@ -29,6 +30,7 @@ class Plan:
     rounds: measured turns of each program.
     weights: folder for random weights.
     scan_layers: of the library's side; None is the config's default.
+    sources: of the suite `similarity`, which has as many targets.
     note: called with a line of progress.
   """
 
@@ -36,6 +38,7 @@ class Plan:
   rounds: int
   weights: pathlib.Path
   scan_layers: bool | None = None
+  sources: int = 32
   note: Callable[[str], None] = print
 
   def options(self, model: str, **changes: Any) -> Options:
@@ -146,6 +149,29 @@ def scan(plan: Plan) -> Iterator[dict[str, Any]]:
         f'{side["first"]["phases"]["first_step"]:.1f} s' for name, side in sides.items()))
 
 
+def similarity(plan: Plan) -> Iterator[dict[str, Any]]:
+  """Similarity of sources to as many targets: one program against one pair at a time.
+
+  A pair at a time with program and deltas in memory, and with every delta read from its folder.
+  """
+  for model, metric in itertools.product(plan.models, ('loss', 'grand')):
+    options = plan.options(model, batch=50, source=32, target=4, replicas=plan.sources,
+                           metric=metric)
+    sides, matrices = _turns_of(plan, {name: (f'similarity_{name}', options)
+                                       for name in ('together', 'pairs', 'reloaded')})
+    flat = {name: [value for matrix in found for row in matrix for value in row]
+            for name, found in matrices.items()}
+    against = lambda name: ratio(sides[name]['samples'], sides['together']['samples'])
+    yield {'model': model, 'metric': metric, 'sources': plan.sources, 'targets': plan.sources,
+           'speedup': against('pairs'), 'speedup_over_reloaded': against('reloaded'),
+           'largest_relative_difference': largest_difference(flat['together'], flat['pairs']),
+           'options': dataclasses.asdict(options), **sides}
+    plan.note(f'{metric}, {plan.sources} x {plan.sources}: together '
+              f'{sides["together"]["seconds"]["median"]:.3f} s, a pair at a time '
+              f'{sides["pairs"]["seconds"]["median"]:.3f} s, read each time '
+              f'{sides["reloaded"]["seconds"]["median"]:.3f} s')
+
+
 # suite -> (function, models, measured turns)
 SUITES = {
     'train_step': (train_step, ('t5-small', 't5-base'), 7),
@@ -153,4 +179,5 @@ SUITES = {
     # With a tied head random weights repeat one token: the second size is for the comparison.
     'decoding': (decoding, ('t5-small', 't5-v1_1-small'), 9),
     'scan': (scan, ('t5-small', 't5-base'), 7),
+    'similarity': (similarity, (str(PLAYGROUND),), 5),
 }

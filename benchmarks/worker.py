@@ -22,6 +22,9 @@ PROGRAMS = {
     'peer': ('benchmarks.peer', 'TrainStep'),
     'our_decoding': ('benchmarks.ours', 'Decoding'),
     'peer_decoding': ('benchmarks.peer', 'Decoding'),
+    'similarity_together': ('benchmarks.similarity', 'Together'),
+    'similarity_pairs': ('benchmarks.similarity', 'Pairs'),
+    'similarity_reloaded': ('benchmarks.similarity', 'Reloaded'),
 }
 
 

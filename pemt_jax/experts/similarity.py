@@ -100,8 +100,22 @@ def batch_cap(task: str, labels: int, parts: bool = False) -> int:
   return LABEL_CAPS.get(2 if yes_no else labels, OTHER_CAP)
 
 
-def chunk_size(batch: Mapping[str, Any], vocab: int, sources: int) -> int:
-  """Number of sources whose logits may exist together, at least 1 and at most all."""
+def chunk_size(batch: Mapping[str, Any], vocab: int, sources: int,
+               platform: str | None = None) -> int:
+  """Number of sources that run together, at least 1 and at most all.
+
+  An accelerator takes as many as their logits allow. A CPU takes one after the other: measured on
+  the playground's model, gradients of eight sources at a time take 2.6 times as long as those of
+  one, since their activations leave the caches; predictions take the same time.
+
+  Args:
+    batch: any batch; only its shape counts.
+    vocab: size of the vocabulary.
+    sources: number of sources.
+    platform: in place of that of the default device.
+  """
+  if (platform or jax.default_backend()) == 'cpu':
+    return 1
   own = int(np.prod(batch['targets'].shape)) * vocab
   return int(np.clip(_CHUNK_ELEMENTS // max(own, 1), 1, sources))
 

@@ -95,7 +95,8 @@ class RowMerger:
       one = lambda args: join(self._squares(args[0], frozen, args[1], args[2]))
       return jax.lax.map(one, (sources, batches, keys))
 
-    return fisher.unit_scale(run(self.experts.runner.stacked, self.experts.runner.frozen, stacked, keys))
+    runner = self.experts.runner
+    return fisher.unit_scale(run(runner.stacked, runner.frozen, stacked, keys))
 
   def _squares(self, source: Source, frozen: Tree, batch: dict[str, jax.Array],
                key: jax.Array) -> Tree:

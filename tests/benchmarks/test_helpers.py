@@ -72,7 +72,7 @@ def test_a_wrong_command_ends_with_one_sentence(run_python, tmp_path, suite, mod
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('suite', ['train_step', 'replicas', 'decoding', 'scan'])
+@pytest.mark.parametrize('suite', ['train_step', 'replicas', 'decoding', 'scan', 'similarity'])
 def test_every_suite_writes_its_samples(run_python, repo_root, tmp_path, suite):
   if suite in ('train_step', 'decoding'):
     pytest.importorskip('torch')
@@ -80,17 +80,19 @@ def test_every_suite_writes_its_samples(run_python, repo_root, tmp_path, suite):
   output = tmp_path / 'out' / f'{suite}.json'
   backbone = repo_root / 'pemt_jax' / 'assets' / 'playground_t5'
   done = run_python('benchmarks/run.py', f'--suite={suite}', f'--models={backbone}', '--rounds=2',
-                    f'--output={output}')
+                    '--sources=3', f'--output={output}')
   assert done.returncode == 0, done.stderr[-3000:]
   found = json.loads(output.read_text())
   assert found['suite'] == suite and found['machine']['versions']['jax'] and found['results']
   for result in found['results']:
     sides = [value for value in result.values() if isinstance(value, dict) and 'samples' in value]
-    assert len(sides) == 2
+    assert len(sides) == (3 if suite == 'similarity' else 2)
     assert all(len(side['samples']) == 2 and side['memory']['peak_mib'] > 0 for side in sides)
   if suite == 'train_step':
     # Equal weights, tokens and updates: without dropout the losses of both sides are equal.
     plain = next(result for result in found['results'] if not result['dropout'])
     assert plain['largest_relative_difference_of_losses'] < 1e-3
+  if suite == 'similarity':
+    assert all(result['largest_relative_difference'] < 1e-3 for result in found['results'])
   if suite == 'decoding':
     assert found['results'][0]['equal_tokens'] > 0.99

@@ -100,6 +100,7 @@ def test_all_rows_in_one_batch_give_the_loss_of_the_evaluator(sources, tmp_path)
     np.testing.assert_allclose(found[name].values[0, 2], alone[name].values[0, 0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_first_batch_all_rows_sums_and_means(sources, measured, tmp_path):
   names = ('el2n', 'logit_cosine', 'grand')
   run = lambda **changes: similarity.measure(
@@ -118,6 +119,7 @@ def test_first_batch_all_rows_sums_and_means(sources, measured, tmp_path):
   assert (np.abs(noisy['grand'].values - one['grand'].values) > 1e-3).all()
 
 
+@pytest.mark.slow
 def test_gradients_by_part_add_up(sources, tmp_path):
   names = ('grand', 'grand_by_block', 'grand_by_layer')
   found = similarity.measure([sources], [], SimilarityOptions(names, 6, gradient_batches=1),
@@ -140,6 +142,7 @@ def test_distances_and_gains_come_from_the_moved_experts(sources, moved, measure
   np.testing.assert_allclose(found['performance'].values[1, 1], gain, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_performance_reads_tables_too(sources, measured, tmp_path):
   rng = np.random.default_rng(0)
   before, after = rng.uniform(size=(2, 3, 3))
@@ -186,6 +189,7 @@ def test_average_leaves_the_target_out_and_is_an_expert(sources, tmp_path):
   assert set(scores) == {f'without_{name}' for name in NAMES}
 
 
+@pytest.mark.slow
 def test_a_merge_starts_a_run(backbone, sources, tmp_path):
   folders = merged(sources, tmp_path / 'merged', 'average')
   config = config_of(backbone, 1, starts=(str(tmp_path / 'merged'),), train__learning_rate=0.0)
@@ -253,7 +257,7 @@ def test_the_moved_experts_can_be_merged(sources, moved, tmp_path):
     np.testing.assert_allclose(leaf, (one[path] + two[path]) / 2, atol=1e-6)
 
 
-@pytest.mark.parametrize('labels', ['model', 'data'])
+@pytest.mark.parametrize('labels', ['model', pytest.param('data', marks=pytest.mark.slow)])
 def test_fisher_means_lie_between_the_sources(sources, tmp_path, labels):
   found = leaves(merged(sources, tmp_path, 'fisher', rows=4, labels=labels)[TASKS[0]])
   plain = leaves(merged(sources, tmp_path, 'average')[TASKS[0]])
