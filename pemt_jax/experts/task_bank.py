@@ -71,5 +71,7 @@ class TaskBank(Delta):
 
 def rows_of(value: jax.Array, task_ids: jax.Array) -> jax.Array:
   """Values [expert, ...] -> [batch, ...]; vectors become [batch, 1, features] (`deltas.base`)."""
+  if value.ndim == 0:  # a constant that the experts share
+    return value
   rows = value[task_ids]
   return rows[:, None, :] if rows.ndim == 2 else rows

@@ -19,6 +19,7 @@ from pemt_jax.trees import Tree, flatten, merge, unflatten
 Metrics = dict[str, jax.Array]
 Observe = Callable[[Aux, jax.Array], Metrics]
 Auxiliary = Callable[[Aux, jax.Array], tuple[jax.Array, Metrics]]
+Expand = Callable[[Tree, Tree, Tree], Tree]
 
 FROZEN = ('.*', 'frozen')  # last trainable rule of a method that leaves the backbone as it is
 
@@ -33,6 +34,12 @@ def no_observation(aux: Aux, rows: jax.Array) -> Metrics:
   return {}
 
 
+def joined(tuned: Tree, frozen: Tree, constants: Tree) -> Tree:
+  """The parameters of the model are the two trees."""
+  del constants
+  return merge(frozen, tuned)
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
   """A recipe in the language of sites.
@@ -44,6 +51,8 @@ class Method:
     auxiliary: (auxiliaries, rows [batch]) -> (extra loss [], scalar metrics).
     observe: (auxiliaries, rows) -> arrays whose means over evaluation batches are of interest.
     consistency: weight of `disagreement` between two passes with noise of their own, in training.
+    expand: (tuned, frozen, constants) -> parameters of the model, where they are more than the two
+      trees together.
   """
 
   name: str
@@ -52,6 +61,11 @@ class Method:
   auxiliary: Auxiliary = no_auxiliary
   observe: Observe = no_observation
   consistency: float = 0.0
+  expand: Expand = joined
+
+  def variables(self, tuned: Tree, frozen: Tree, constants: Tree) -> Tree:
+    """What the model is applied to."""
+    return {'params': self.expand(tuned, frozen, constants), 'constants': constants}
 
 
 def disagreement(first: jax.Array, second: jax.Array, mask: jax.Array) -> jax.Array:
@@ -93,7 +107,7 @@ def make_loss(model: T5, method: Method) -> Callable[..., tuple[jax.Array, Metri
   """
   def loss_fn(tuned: Tree, frozen: Tree, constants: Tree, batch: dict[str, Any],
               key: jax.Array | None) -> tuple[jax.Array, Metrics]:
-    variables = {'params': merge(frozen, tuned), 'constants': constants}
+    variables = method.variables(tuned, frozen, constants)
     decoder_inputs = shift_right(batch['targets'], model.config.start_id)
     mask = batch['targets_mask']
     apply = lambda key: model.apply(variables, batch['inputs'], batch['inputs_mask'],

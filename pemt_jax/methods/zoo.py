@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from pemt_jax.errors import UserError
 from pemt_jax.methods import (
-    adamix, adapters, attempt, baselines, bitfit, ia3, low_rank, mixda, prefixes)
-from pemt_jax.methods.base import FROZEN, Auxiliary, Method, Observe
+    adamix, adapters, attempt, baselines, bitfit, ia3, low_rank, mixda, prefixes, subspace)
+from pemt_jax.methods.base import FROZEN, Auxiliary, Expand, Method, Observe, joined
 from pemt_jax.models.sites import Plan
 from pemt_jax.models.t5_config import T5Config
 
@@ -63,6 +63,7 @@ ZOO: dict[str, Entry] = {
     'ia3': Entry(ia3.IA3Options, ia3.ia3),
     'intrinsic_adapter': Entry(low_rank.IntrinsicAdapterOptions, low_rank.intrinsic_adapter),
     'intrinsic_lora': Entry(low_rank.IntrinsicLoRAOptions, low_rank.intrinsic_lora),
+    subspace.NAME: Entry(subspace.SubspaceOptions, subspace.subspace),
     'prefix': Entry(prefixes.PrefixOptions, prefixes.prefix),
     'prefix_kv': Entry(prefixes.KeyValuePrefixOptions, prefixes.prefix_kv),
     'intrinsic_prefix': Entry(prefixes.IntrinsicPrefixOptions, prefixes.intrinsic_prefix),
@@ -109,7 +110,8 @@ def combine(name: str, methods: Sequence[Method]) -> Method:
   chosen = [rule for rule in last if rule != FROZEN] or [FROZEN]
   tuned = [rule for rule in tuned if rule not in last] + chosen[:1]
   return Method(name, plan, tuple(tuned), _sum([m.auxiliary for m in methods]),
-                _join([m.observe for m in methods]), sum(m.consistency for m in methods))
+                _join([m.observe for m in methods]), sum(m.consistency for m in methods),
+                _after([m.expand for m in methods]))
 
 
 def _sum(parts: Sequence[Auxiliary]) -> Auxiliary:
@@ -131,6 +133,19 @@ def _join(parts: Sequence[Observe]) -> Observe:
     return found
 
   return observe
+
+
+def _after(parts: Sequence[Expand]) -> Expand:
+  own = [part for part in parts if part is not joined]
+  if len(own) < 2:
+    return own[0] if own else joined
+
+  def expand(tuned, frozen, constants):
+    for part in own:
+      tuned, frozen = part(tuned, frozen, constants), {}
+    return tuned
+
+  return expand
 
 
 def default_options(stage: str) -> Mapping[str, Any]:

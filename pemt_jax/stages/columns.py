@@ -27,7 +27,7 @@ def frozen_column(config: mlc.ConfigDict, workdir: pathlib.Path,
   records = []
   for name, spec in stage.specs.items():
     task = get_task(spec.task)
-    scorer = make_label_scorer(stage.model, backbone.tokenizer, task.label_words)
+    scorer = make_label_scorer(stage.model, stage.method, backbone.tokenizer, task.label_words)
     trees = (backbone.params, {}, {})
     scores = score_rows(scorer, trees, stage.store.eval_batches(spec, 'test'))
     texts = [task.label_words[index] for index in np.argmax(scores, axis=-1)]

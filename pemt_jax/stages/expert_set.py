@@ -17,7 +17,7 @@ from pemt_jax.data.buckets import length_buckets, pad_batch
 from pemt_jax.errors import UserError
 from pemt_jax.experts.library import ExpertCard, check_backbone, load_expert
 from pemt_jax.experts.tree_files import check_description, describe
-from pemt_jax.methods.base import shift_right, token_cross_entropy
+from pemt_jax.methods.base import Expand, joined, shift_right, token_cross_entropy
 from pemt_jax.models.segments import cut, join_shapes
 from pemt_jax.models.t5 import T5
 from pemt_jax.stages.artefacts import config_of
@@ -28,7 +28,7 @@ from pemt_jax.stages.reuse import padded
 from pemt_jax.stages.rows import ReplicaSpec
 from pemt_jax.stages.sources import PROMPT, find_sources
 from pemt_jax.training.records import RESULT
-from pemt_jax.trees import Tree, flatten, merge
+from pemt_jax.trees import Tree, flatten
 
 Source = tuple[Tree, Tree]
 
@@ -112,11 +112,13 @@ class Runner:
     model: backbone with the plan of the sources.
     frozen: frozen parameters.
     stacked: (tuned, constants) with leaves [source, ...], in the segments of the model.
+    expand: of the method.
   """
 
   model: T5
   frozen: Tree
   stacked: Source
+  expand: Expand = joined
 
   @property
   def count(self) -> int:
@@ -127,7 +129,7 @@ class Runner:
              key: jax.Array | None = None) -> jax.Array:
     """[batch, length, vocab] teacher-forced logits of one source."""
     tuned, constants = source
-    variables = {'params': merge(frozen, tuned), 'constants': constants}
+    variables = {'params': self.expand(tuned, frozen, constants), 'constants': constants}
     inputs = shift_right(batch['targets'], self.model.config.start_id)
     return self.model.apply(variables, batch['inputs'], batch['inputs_mask'], inputs,
                             batch['targets_mask'], None, key)[0]
@@ -182,7 +184,8 @@ class ExpertSet:
     self.sources, self.names = tuple(sources), tuple(source.name for source in sources)
     self.stage: Stage = build(config, workdir, backbone)
     self.specs: dict[str, ReplicaSpec] = {s.task: s for s in self.stage.specs.values()}
-    self.runner = Runner(self.stage.model, self.stage.start.frozen, self.trees_of(sources))
+    self.runner = Runner(self.stage.model, self.stage.start.frozen, self.trees_of(sources),
+                         self.stage.method.expand)
 
   def trees_of(self, sources: Sequence[LoadedSource]) -> Source:
     """(tuned, constants) of experts with leaves [source, ...], for the model of this set.

@@ -11,12 +11,13 @@ import numpy as np
 
 from pemt_jax.data.pipeline import Batch
 from pemt_jax.data.tokenizer import Tokenizer
+from pemt_jax.methods.base import Method
 from pemt_jax.models.generation import label_scores_from_logits
 from pemt_jax.models.t5 import T5
-from pemt_jax.trees import Tree, merge
+from pemt_jax.trees import Tree
 
 
-def make_label_scorer(model: T5, tokenizer: Tokenizer,
+def make_label_scorer(model: T5, method: Method, tokenizer: Tokenizer,
                       words: Sequence[str]) -> Callable[..., jax.Array]:
   """Returns the compiled (tuned, frozen, constants, batch) -> [batch, label] log-probabilities.
 
@@ -30,7 +31,7 @@ def make_label_scorer(model: T5, tokenizer: Tokenizer,
 
   @jax.jit
   def score(tuned: Tree, frozen: Tree, constants: Tree, batch: dict[str, Any]) -> jax.Array:
-    variables = {'params': merge(frozen, tuned), 'constants': constants}
+    variables = method.variables(tuned, frozen, constants)
     encoded = model.apply(variables, batch['inputs'], batch['inputs_mask'], method='encode')
     logits_fn = lambda decoder_inputs: model.apply(
         variables, decoder_inputs, jnp.ones(decoder_inputs.shape), encoded, method='decode')[0]

@@ -145,4 +145,5 @@ def predict_examples(expert: LoadedExpert,
     return ordered, None
   first = lambda tree: jax.tree.map(lambda a: jnp.asarray(a[0]), tree)
   trees = (first(expert.tuned), frozen, first(expert.constants))
-  return ordered, score_rows(make_label_scorer(stage.model, tokenizer, words), trees, batches)
+  scorer = make_label_scorer(stage.model, stage.method, tokenizer, words)
+  return ordered, score_rows(scorer, trees, batches)

@@ -18,7 +18,7 @@ from pemt_jax.methods.base import shift_right
 from pemt_jax.models.sites import Plan
 from pemt_jax.models.t5 import T5
 from pemt_jax.stages.expert_set import Runner, Source, on_device
-from pemt_jax.trees import Tree, merge
+from pemt_jax.trees import Tree
 
 ROW_METRICS = tuple(name for name, metric in METRICS.items() if metric.rows)
 GRADIENT_PARTS = ('grand_by_block', 'grand_by_layer')
@@ -119,8 +119,9 @@ class Measurer:
     """stack -> [block, batch, length, embed] outputs of blocks, without prompt positions."""
     tuned, constants = source
     inputs = shift_right(batch['targets'], self._recorder.config.start_id)
+    params = self.runner.expand(tuned, frozen, constants)
     _, aux = self._recorder.apply(
-        {'params': merge(frozen, tuned), 'constants': constants}, batch['inputs'],
+        {'params': params, 'constants': constants}, batch['inputs'],
         batch['inputs_mask'], inputs, batch['targets_mask'])
     found = {}
     for stack, name in _STACKS:
