@@ -83,7 +83,8 @@ def _mixture_fields() -> mlc.ConfigDict:
 
 def _prompt_fields() -> mlc.ConfigDict:
   prompt = mlc.ConfigDict()
-  prompt.init = 'vocab'           # 'vocab' | 'normal' (published) | 'uniform' | 'sources' (SPoT)
+  # 'vocab' | 'sample' | 'normal' (published by PEMT) | 'uniform' | 'sources' (SPoT)
+  prompt.init = 'vocab'
   prompt.length = 0               # tokens; 0 takes the number of tokens of the description
   prompt.weighting = 'copy'       # of config.sources: 'copy' of one | 'similarity' | 'random'
   prompt.target = ''              # prompt of the target task, to which sources are compared

@@ -22,7 +22,8 @@ def description_ids(config: mlc.ConfigDict, task: str, tokenizer: Tokenizer) -> 
   return [ids[i % len(ids)] for i in range(length)] if length else ids
 
 
-INITS = ('vocab', 'normal', 'uniform')
+INITS = ('vocab', 'sample', 'normal', 'uniform')
+SAMPLED = 5000  # ids from which 'sample' draws
 STARTS = (*INITS, 'sources')  # what a config may name; see `prompt_sources` for the last
 
 
@@ -41,7 +42,8 @@ def initial_prompt(mode: str, ids: Sequence[int], embedding: np.ndarray,
   """First value of a prompt.
 
   Args:
-    mode: 'vocab': embedding rows of the description; 'normal': N(0, 1) rows, equal for equal ids
+    mode: 'vocab': embedding rows of the description; 'sample': embedding rows of different random
+      ids below `SAMPLED` (Lester et al. 2021); 'normal': N(0, 1) rows, equal for equal ids
       (what the published code does); 'uniform': U(-0.5, 0.5).
     ids: ids of the description, one per prompt row.
     embedding: [vocab, embed].
@@ -58,6 +60,9 @@ def initial_prompt(mode: str, ids: Sequence[int], embedding: np.ndarray,
   if mode == 'vocab':
     return jnp.asarray(embedding, jnp.float32)[ids]
   width = embedding.shape[1]
+  if mode == 'sample':
+    drawn = jax.random.permutation(key, min(SAMPLED, len(embedding)))
+    return jnp.asarray(embedding, jnp.float32)[jnp.resize(drawn, len(ids))]
   if mode == 'normal':
     return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), (width,)))(ids)
   return jax.random.uniform(key, (len(ids), width), jnp.float32, -0.5, 0.5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from pemt_jax.interop import files
 from pemt_jax.methods import spot
 from pemt_jax.stages.artefacts import open_expert
 from pemt_jax.stages.build import build
+from pemt_jax.stages.prompts import initial_prompt
 from pemt_jax.stages.rows import replica_specs
 from pemt_jax.stages.run import run_stage
 from pemt_jax.trees import flatten, unflatten
@@ -188,3 +190,10 @@ def test_tasks_of_a_mixture_keep_their_own_rows_in_training(backbone, workdir):
   for row, (task, example) in enumerate(zip(batch['task_ids'], batch['example_ids'], strict=True)):
     text = data[small.SOURCES[task]].inputs.row(example)
     np.testing.assert_array_equal(batch['inputs'][row][:len(text)], text)
+
+
+def test_sampled_rows_are_different_rows_of_the_embedding():
+  embedding = np.arange(24, dtype=np.float32).reshape(12, 2)
+  rows = np.asarray(initial_prompt('sample', range(8), embedding, jax.random.key(0)))
+  assert rows.shape == (8, 2) and len({tuple(row) for row in rows}) == 8
+  assert {tuple(row) for row in rows} <= {tuple(row) for row in embedding}
