@@ -189,10 +189,11 @@ def _read_torch(file: pathlib.Path) -> dict[str, np.ndarray]:
     if not isinstance(name, str) or not isinstance(value, torch.Tensor):
       raise UserError(f"'{file}' holds a {type(value).__name__} under {name!r} where a tensor is "
                       'needed; save a dict of tensors.')
-  return {name: _to_numpy(value, torch) for name, value in loaded.items()}
+  return {name: to_numpy(value, torch) for name, value in loaded.items()}
 
 
-def _to_numpy(tensor: Any, torch: Any) -> np.ndarray:
+def to_numpy(tensor: Any, torch: Any) -> np.ndarray:
+  """Torch tensor -> array; `torch` is the module."""
   tensor = tensor.detach()
   if tensor.dtype == torch.bfloat16:
     import ml_dtypes
@@ -226,23 +227,24 @@ def write_tensors(
   if path.suffix == '.safetensors':
     from safetensors.numpy import save_file
 
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
       arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
       # Readers built on torch look for this entry.
       save_file(arrays, temporary, metadata={'format': 'pt', **(metadata or {})})
   elif path.suffix in TORCH_SUFFIXES:
     torch = import_torch()
     # One array under several names stays one storage.
-    copies = {id(value): _to_torch(value, torch) for value in tensors.values()}
+    copies = {id(value): to_torch(value, torch) for value in tensors.values()}
     values = {name: copies[id(value)] for name, value in tensors.items()}
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
       torch.save(values[BARE] if set(values) == {BARE} else values, temporary)
   else:
     raise UserError(f"'{path}' has an unknown ending; "
                     f"weight files end with .safetensors, {', '.join(TORCH_SUFFIXES)}.")
 
 
-def _to_torch(value: Any, torch: Any) -> Any:
+def to_torch(value: Any, torch: Any) -> Any:
+  """Array -> torch tensor of its own memory; `torch` is the module."""
   value = np.array(value, order='C')  # a writable copy of its own
   if value.dtype.name == 'bfloat16':
     return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
@@ -250,7 +252,9 @@ def _to_torch(value: Any, torch: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _replacing(path: pathlib.Path) -> Iterator[str]:
+def replacing(path: pathlib.Path) -> Iterator[str]:
+  """Gives a temporary file beside `path` that takes its place at the end, unless there is an error.
+  """
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
   try:
@@ -262,7 +266,7 @@ def _replacing(path: pathlib.Path) -> Iterator[str]:
 
 def write_text(path: str | pathlib.Path, text: str) -> None:
   """Writes a text file; replaces it at once or not at all. The folder is made."""
-  with _replacing(pathlib.Path(path)) as temporary:
+  with replacing(pathlib.Path(path)) as temporary:
     pathlib.Path(temporary).write_text(text, encoding='utf-8')
 
 
