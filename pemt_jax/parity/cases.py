@@ -17,7 +17,8 @@ _MODULES = {
         ('loop_', 'parity.ensembling_data'), ('merge_', 'parity.ensembling_merge'),
         ('similarity_', 'parity.ensembling_similarity'),
         ('importance_', 'parity.ensembling_similarity'),
-        ('modules_', 'parity.ensembling_modules'), ('', 'parity.ensembling')),
+        ('modules_', 'parity.ensembling_modules'),
+        ('fastfood', 'parity.ensembling_modules'), ('', 'parity.ensembling')),
     'pemt': (('spot', 'parity.pemt_baselines'), ('', 'parity.pemt')),
 }
 _WITHOUT_MODEL = 'evaluation.parity_data'  # PEMT's cases without a state

@@ -1,7 +1,7 @@
 """Single modules of weight ensembling: variants with biases, generated matrices, flat vectors.
 
 The state has tensors `<module>/<original name>`; the cases ask for outputs and for gradients of the
-sum of squared outputs.
+sum of squared outputs. A case without a state is one of projections of an intrinsic vector.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pemt_jax.deltas.base import Delta
 from pemt_jax.deltas.intrinsic import IntrinsicAdapter, IntrinsicLoRA
 from pemt_jax.deltas.lora import LoRA
 from pemt_jax.deltas.prefix import Prefix
+from pemt_jax.deltas.subspace import fastfood
 from pemt_jax.interop import files
 from pemt_jax.interop.ensembling_original import split_vector
 from pemt_jax.models.sites import Site, SiteContext, StackShape
@@ -102,11 +103,26 @@ def _prefix(own: Arrays, heads: int = 2) -> jax.Array:
   return jnp.stack([made['keys'], made['values']], axis=1)
 
 
+def _projections(inputs: Arrays) -> dict[str, jax.Array]:
+  """Fastfood and a dense projection of z.
+
+  The backward pass of the original divides by sqrt(n) at each Hadamard transform, its forward pass
+  does not: gradients behind both are too small by n, behind the last one by sqrt(n).
+  """
+  size, n = inputs['cotangent'].shape[0], inputs['G'].shape[0]
+  project = lambda z, gaussian: fastfood(z, inputs['B'].astype(z.dtype), inputs['Pi'], gaussian,
+                                         size, inputs['divisor'])
+  found, backward = jax.vjp(project, inputs['z'], inputs['G'])
+  to_z, to_gaussian = backward(inputs['cotangent'])
+  return {'fastfood': found, 'random': inputs['R'] @ inputs['z'], 'grad_z_true': to_z,
+          'grad_z_original': to_z / n, 'grad_G_original': to_gaussian / n**0.5}
+
+
 def compute(case_dir: pathlib.Path) -> dict[str, np.ndarray]:
-  """Computes every array that a case of single modules names.
+  """Computes every array that a case of single modules or of projections names.
 
   Args:
-    case_dir: folder with case.json, inputs.npz and state.safetensors.
+    case_dir: folder with case.json, inputs.npz and, for modules, state.safetensors.
 
   Returns:
     name -> array, under the original's names.
@@ -117,6 +133,8 @@ def compute(case_dir: pathlib.Path) -> dict[str, np.ndarray]:
   case = json.loads((case_dir / 'case.json').read_text())
   with np.load(case_dir / 'inputs.npz') as stored:
     inputs = {name: jnp.asarray(value) for name, value in stored.items()}
+  if not (case_dir / 'state.safetensors').exists():
+    return common.named_results(_projections(inputs), case, case_dir, 'projections')
   state: dict[str, Arrays] = {}
   for name, value in files.read_tensors(case_dir / 'state.safetensors').items():
     module, _, tensor = name.partition('/')

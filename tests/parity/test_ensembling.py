@@ -64,8 +64,9 @@ def test_recorded_arrays_are_reproduced(name, folder_of):
   check(folder_of(name))
 
 
-def test_single_modules_are_reproduced(folder_of):
-  check(folder_of('modules_standalone'), ensembling_modules.compute)
+@pytest.mark.parametrize('name', ['modules_standalone', 'fastfood'])
+def test_single_modules_and_projections_are_reproduced(name, folder_of):
+  check(folder_of(name), ensembling_modules.compute)
 
 
 @pytest.mark.slow
