@@ -12,6 +12,7 @@ from configs.pemt import presets
 from pemt_jax.data.tasks import get_task
 from pemt_jax.errors import UserError
 from pemt_jax.stages.config import for_task, options_of
+from pemt_jax.stages.ensembling_config import ENSEMBLING, check_ensembling
 from pemt_jax.stages.study_config import STUDY, check_study, stage_configs
 from pemt_jax.training.config import check_train_config
 
@@ -29,9 +30,14 @@ def test_a_config_loads_is_locked_and_holds_good_values(path):
   config = importlib.import_module('.'.join(path.with_suffix('').parts)).get_config()
   assert config.is_locked
   json.loads(config.to_json())
+  stages = (config,)
   if config.stage == STUDY:
     check_study(config)
-  for stage in stage_configs(config) if config.stage == STUDY else (config,):
+    stages = stage_configs(config)
+  elif config.stage == ENSEMBLING:
+    check_ensembling(config)
+    stages = (config.source, config.target)
+  for stage in stages:
     check_train_config(stage.train)
     options_of(stage)
     for task in stage.tasks:
