@@ -25,6 +25,7 @@ class Options:
     tuned: file for first values of the LoRA pairs: written by the library, read by the peer.
     threads: of PyTorch; the library uses all cores.
     learning_rate: of AdamW.
+    stage: of the library's side.
     metric: similarity that is measured.
   """
 
@@ -40,6 +41,7 @@ class Options:
   tuned: str = ''
   threads: int = 1
   learning_rate: float = 5e-4
+  stage: str = 'pemt/stage1'
   metric: str = ''
 
 

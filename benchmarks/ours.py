@@ -54,14 +54,16 @@ class Tokens:
 
 
 def stage_config(options: Options) -> mlc.ConfigDict:
-  """Config of PEMT stage 1 at the measured shapes."""
-  config = base_config('pemt/stage1')
+  """Config of the stage, mostly stage 1 of PEMT, at the measured shapes."""
+  config = base_config(options.stage)
   config.tasks = SOURCES[:options.replicas]
   config.model.name, config.model.tokenizer = options.folder, 'playground'
   if options.scan_layers is not None:
     config.model.scan_layers = options.scan_layers
-  config.method.rank, config.method.alpha = options.rank, float(options.rank)
-  config.method.prompt, config.prompt.length = bool(options.prompt), options.prompt
+  config.prompt.length = options.prompt
+  if options.stage == 'pemt/stage1':
+    config.method.rank, config.method.alpha = options.rank, float(options.rank)
+    config.method.prompt = bool(options.prompt)
   config.train.learning_rate, config.train.schedule = options.learning_rate, 'constant'
   config.train.steps, config.train.tensorboard = _STEPS, False
   config.generation.max_length = options.target + 1

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from benchmarks import zoo_sizes
 from benchmarks.children import (
     Child, largest_difference, make_weights, ratio, summary, take_turns)
 from benchmarks.machine import cores
@@ -172,6 +173,20 @@ def similarity(plan: Plan) -> Iterator[dict[str, Any]]:
               f'{sides["reloaded"]["seconds"]["median"]:.3f} s')
 
 
+def deltas(plan: Plan) -> Iterator[dict[str, Any]]:
+  """Every delta of the zoo: parameters and bytes on T5-base, time of a training step."""
+  for model, stage in itertools.product(plan.models, zoo_sizes.stages()):
+    options = plan.options(model, stage=stage, prompt=zoo_sizes.PROMPT)
+    with Child('ours', options) as child:
+      found = take_turns({'ours': child}, plan.rounds)['ours']
+      size = zoo_sizes.tuned(stage, zoo_sizes.SIZE)
+      yield {'model': model, 'stage': stage, **size, 'options': dataclasses.asdict(options),
+             **_side(child, found)}
+    seconds = summary(found['seconds'])['median']
+    plan.note(f'{stage}: {size["parameters"]} parameters on {zoo_sizes.SIZE},'
+              f' {1 / seconds:.2f} steps/s of {model}')
+
+
 # suite -> (function, models, measured turns)
 SUITES = {
     'train_step': (train_step, ('t5-small', 't5-base'), 7),
@@ -180,4 +195,5 @@ SUITES = {
     'decoding': (decoding, ('t5-small', 't5-v1_1-small'), 9),
     'scan': (scan, ('t5-small', 't5-base'), 7),
     'similarity': (similarity, (str(PLAYGROUND),), 5),
+    'deltas': (deltas, ('t5-small',), 3),
 }
