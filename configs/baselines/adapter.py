@@ -1,4 +1,4 @@
-"""Adapters after self-attention and feed-forward: reduction 16, norms trained, lr 1e-3, batch 128."""
+"""Adapters after self-attention and feed-forward, norms trained: reduction 16, lr 1e-3."""
 
 from __future__ import annotations
 

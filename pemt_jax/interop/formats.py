@@ -13,9 +13,11 @@ from pemt_jax.interop import expert_format
 from pemt_jax.interop import files
 from pemt_jax.interop import huggingface
 from pemt_jax.interop import peft_experts
+from pemt_jax.interop import pemt_baselines
 from pemt_jax.interop import pemt_files
 from pemt_jax.interop import pemt_layout
 from pemt_jax.interop import pemt_original
+from pemt_jax.interop import pemt_prompts
 from pemt_jax.interop.pemt_layout import PemtLayout
 from pemt_jax.models import t5_config
 from pemt_jax.models.t5_config import T5Config
@@ -128,6 +130,11 @@ def convert(
 def _convert_folder(
     source_kind: str, target_kind: str, source: str, target: str, options: Options) -> list[str]:
   """Adapter folders of other programs, which become experts and back."""
+  if source_kind == pemt_prompts.KIND and target_kind == 'expert':
+    tasks = options.target.split(',') if options.target else ()
+    return pemt_prompts.to_expert(source, target, options.backbone, options.source_folders(), tasks)
+  if target_kind == pemt_prompts.KIND and source_kind == 'expert':
+    return pemt_prompts.from_expert(source, target, options.weights)
   if target_kind == 'expert':
     task = next(iter(options.source_names), None)
     return peft_experts.to_expert(source_kind, source, target, options.backbone, task)
@@ -274,6 +281,7 @@ def layout_from_json(text: str) -> PemtLayout:
             for key, value in values.items()}
   if values['backbone'] is not None:
     values['backbone'] = t5_config.from_hf(values['backbone'], 'layout')
+  values = pemt_baselines.shapes_from_json(values)
   return pemt_layout.PemtLayout(**values)
 
 
@@ -292,4 +300,5 @@ FORMATS: Mapping[str, Format] = {
 
 # Name of --from and --to -> one line for the help text.
 ABOUT: Mapping[str, str] = {
-    **{kind: form.about for kind, form in FORMATS.items()}, **peft_experts.FOLDERS}
+    **{kind: form.about for kind, form in FORMATS.items()}, **peft_experts.FOLDERS,
+    pemt_prompts.KIND: pemt_prompts.ABOUT}

@@ -222,6 +222,16 @@ def shapes_of_state(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
   return found
 
 
+def shapes_from_json(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Fields of a layout that were written as JSON, with the shapes of baselines as such."""
+  made = dict(values)
+  for name, kind in (('adamix', AdaMixShape), ('mixda', MixDAShape), ('attempt', AttemptShape)):
+    if isinstance(made.get(name), Mapping):
+      made[name] = kind(**{key: tuple(value) if isinstance(value, list) else value
+                           for key, value in made[name].items()})
+  return made
+
+
 def _mixda_of(shapes):
   place = re.compile(r'^(encoder|decoder)\.block\.(\d+)\..*\.kas\.(\d+)\.adapter_down\.0\.bias$')
   found = [match for match in map(place.match, shapes) if match]

@@ -152,7 +152,7 @@ def make_method(config: mlc.ConfigDict, backbone: Backbone, prompt_length: int,
   """Returns the method of the stage."""
   options = options_of(config)
   if prompt_sources.ATTEMPT in zoo.names_of(config.stage):
-    targets = len(config.tasks) if config.mixture.sampling else 1
+    targets = len(config.tasks) if config.mixture.sampling else None
     options = prompt_sources.with_counts(options, source_prompts, targets)
   if config.stage == 'pemt/stage2':
     return pemt.stage2(options, backbone.config, prompt_length, sources.shape)

@@ -140,15 +140,16 @@ def first_prompt(config: mlc.ConfigDict, sources: PromptSources, key: jax.Array,
   return spot.mix(tables, spot.similarity_weights(tables, target))
 
 
-def with_counts(options: object, sources: PromptSources | None, targets: int) -> object:
+def with_counts(options: object, sources: PromptSources, targets: int | None) -> object:
   """Options of ATTEMPT with the numbers of sources and targets of the stage.
 
   Args:
     options: of a stage; {name: options} where names are joined.
-    sources: the source prompts; None leaves options without ATTEMPT as they are.
-    targets: number of tasks.
+    sources: the source prompts.
+    targets: number of tasks of a mixture; None leaves what the options say.
   """
   if isinstance(options, dict):
     return {name: with_counts(own, sources, targets) if name == ATTEMPT else own
             for name, own in options.items()}
-  return dataclasses.replace(options, sources=len(sources.names), targets=targets)
+  return dataclasses.replace(options, sources=len(sources.names),
+                             targets=options.targets if targets is None else targets)

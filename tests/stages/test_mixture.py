@@ -11,7 +11,7 @@ import pytest
 
 from pemt_jax.errors import UserError
 from pemt_jax.experts.library import load_expert
-from pemt_jax.interop import files
+from pemt_jax.interop import files, pemt_prompts
 from pemt_jax.methods import spot
 from pemt_jax.stages.artefacts import open_expert
 from pemt_jax.stages.build import build
@@ -114,6 +114,25 @@ def test_files_of_the_published_code_are_sources_and_stay_beside_the_run(
   loaded = open_expert(next(iter(result.experts.values())))
   np.testing.assert_array_equal(flatten(loaded.stage.start.frozen)[f'{ATTEMPT}/sources'],
                                 flatten(result.stage.start.frozen)[f'{ATTEMPT}/sources'])
+
+
+def test_prompts_of_a_mixture_go_out_as_files_and_come_back(attempt, base, backbone, workdir):
+  expert = attempt.experts['mixture']
+  assert pemt_prompts.from_expert(expert, workdir / 'files', 'safetensors') == []
+  tasks = [task.replace('/', '-') for task in small.SOURCES]
+  assert {path.stem for path in (workdir / 'files').iterdir()} == {
+      *(f'prefix_embeddings_{task}' for task in tasks), 'attn_W_down', 'attn_W_up'}
+  sources = {task: str(workdir / f'{task}.safetensors') for task in tasks}
+  for task, folder in zip(tasks, sorted((base / 'attempt' / 'sources').iterdir()), strict=True):
+    files.write_tensors(sources[task], {'prefix_shared': small.leaves_of(folder)[TABLE]})
+  pemt_prompts.to_expert(workdir / 'files', workdir / 'again', backbone, sources, small.SOURCES)
+  loaded = open_expert(workdir / 'again')
+  assert loaded.stage.method.plan.rules[0].delta.targets == 2
+  found = flatten(loaded.tuned)
+  for path, leaf in small.leaves_of(expert).items():
+    np.testing.assert_array_equal(found[path][0], leaf)
+  np.testing.assert_array_equal(flatten(loaded.stage.start.frozen)[f'{ATTEMPT}/sources'],
+                                flatten(attempt.stage.start.frozen)[f'{ATTEMPT}/sources'])
 
 
 def spot_stage(backbone, workdir, base, **changes):
