@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -19,7 +17,7 @@ top = jax.jit(masks.top_mask, static_argnums=(1, 2))
 SHAPE = (3, 4, 5)  # one shape, so that examples share compiled programs
 # Few different values, so that ties are common; halves are exact.
 TIED = hnp.arrays(np.float32, SHAPE, elements=st.integers(-3, 3).map(lambda i: i / 2))
-DENSITIES = st.sampled_from([0.0, 0.05, 0.3, 0.5, 0.9, 1.0])
+DENSITIES = st.sampled_from([0.0, 0.3, 0.9, 1.0])
 
 
 @hypothesis.given(TIED, DENSITIES, st.integers(0, 2))
@@ -90,16 +88,13 @@ def test_unknown_combinations_are_refused():
 
 def test_the_recorded_operator(golden_root):
   folder = golden_root / 'propetl' / 'op_topk_mask_ste'
-  cases = {name.split('/')[0] for name in json.loads((folder / 'case.json').read_text())['arrays']}
   with np.load(folder / 'inputs.npz') as inputs, np.load(folder / 'outputs.npz') as expected:
-    for case in sorted(cases):
-      scores, coefficients, density = (
-          inputs[f'{case}/{name}'] for name in ('scores', 'coef', 'k'))
-      weighted = lambda s, d=float(density), c=coefficients: jnp.sum(masks.top_mask(s, d) * c)
-      found = masks.top_mask(jnp.asarray(scores), float(density))
-      assert masks.zeros_of(scores.size, float(density)) == expected[f'{case}/n_zero']
-      np.testing.assert_allclose(jax.grad(weighted)(jnp.asarray(scores)),
-                                 expected[f'{case}/grad_scores'], rtol=1e-6)
-      np.testing.assert_array_equal(np.sum(found), np.sum(expected[f'{case}/mask']))
-      if len(np.unique(np.abs(scores))) == scores.size or np.isin(scores, (0, 1)).all():
-        np.testing.assert_array_equal(found, expected[f'{case}/mask'])
+    for case in sorted({name.partition('/')[0] for name in inputs}):
+      scores, density = jnp.asarray(inputs[f'{case}/scores']), float(inputs[f'{case}/k'])
+      found = masks.top_mask(scores, density)
+      assert masks.zeros_of(scores.size, density) == expected[f'{case}/n_zero']
+      np.testing.assert_array_equal(found, expected[f'{case}/mask'])
+      if f'{case}/coef' in inputs:
+        loss = lambda s, d=density, c=inputs[f'{case}/coef']: jnp.sum(masks.top_mask(s, d) * c)
+        np.testing.assert_allclose(jax.grad(loss)(scores), expected[f'{case}/grad_scores'],
+                                   rtol=1e-6)
