@@ -1,4 +1,4 @@
-"""Experimental low-rank forms on projections (Lv et al. 2023): a tanh behind the product, biases."""
+"""Experimental low-rank forms on projections (Lv et al. 2023): tanh behind the product, biases."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def _mixture_fields() -> mlc.ConfigDict:
 
 def _prompt_fields() -> mlc.ConfigDict:
   prompt = mlc.ConfigDict()
-  # 'vocab' | 'sample' | 'normal' (published by PEMT) | 'uniform' | 'sources' (SPoT)
+  # 'vocab' | 'sample' | 'normal' (published by PEMT) | 'uniform' | 'scaled_uniform' | 'sources'
   prompt.init = 'vocab'
   prompt.length = 0               # tokens; 0 takes the number of tokens of the description
   prompt.weighting = 'copy'       # of config.sources: 'copy' of one | 'similarity' | 'random'

@@ -22,7 +22,7 @@ def description_ids(config: mlc.ConfigDict, task: str, tokenizer: Tokenizer) -> 
   return [ids[i % len(ids)] for i in range(length)] if length else ids
 
 
-INITS = ('vocab', 'sample', 'normal', 'uniform')
+INITS = ('vocab', 'sample', 'normal', 'uniform', 'scaled_uniform')
 SAMPLED = 5000  # ids from which 'sample' draws
 STARTS = (*INITS, 'sources')  # what a config may name; see `prompt_sources` for the last
 
@@ -44,7 +44,8 @@ def initial_prompt(mode: str, ids: Sequence[int], embedding: np.ndarray,
   Args:
     mode: 'vocab': embedding rows of the description; 'sample': embedding rows of different random
       ids below `SAMPLED` (Lester et al. 2021); 'normal': N(0, 1) rows, equal for equal ids
-      (what the published code does); 'uniform': U(-0.5, 0.5).
+      (what the published code does); 'uniform': U(-0.5, 0.5); 'scaled_uniform':
+      U(+-1/sqrt(embed)) (Lv et al. 2023).
     ids: ids of the description, one per prompt row.
     embedding: [vocab, embed].
     key: random key.
@@ -65,7 +66,8 @@ def initial_prompt(mode: str, ids: Sequence[int], embedding: np.ndarray,
     return jnp.asarray(embedding, jnp.float32)[jnp.resize(drawn, len(ids))]
   if mode == 'normal':
     return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), (width,)))(ids)
-  return jax.random.uniform(key, (len(ids), width), jnp.float32, -0.5, 0.5)
+  bound = 0.5 if mode == 'uniform' else width**-0.5
+  return jax.random.uniform(key, (len(ids), width), jnp.float32, -bound, bound)
 
 
 def left_pad(table: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:

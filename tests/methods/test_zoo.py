@@ -42,6 +42,7 @@ SMALL = {
     'mixda': {'count': 2, 'down_scale': 2, 'hidden': 6, 'encoder_layers': None,
               'decoder_layers': None},
     'prefix': {'length': 3, 'rank': 4},
+    'fastfood': {'dimension': 4, 'tensors': '.*/mlp/.*'},
     'prefix_kv': {'length': 2},
     'intrinsic_prefix': {'length': 3, 'dimension': 4},
     'intrinsic_adapter': {'size': 3, 'dimension': 4},
@@ -346,3 +347,25 @@ def test_bfloat16_is_close(name):
   logits = np.asarray(tiny.forward(model, variables, BATCH)[0])
   error = np.abs(logits - outcome(name)['logits'])
   assert 0 < error.mean() < 0.05 * np.std(outcome(name)['logits'])
+
+
+@pytest.mark.slow
+def test_a_bank_of_experts_that_move_the_whole_backbone_is_refused():
+  with pytest.raises(UserError, match='cannot share a batch'):
+    bank_program('fastfood')
+
+
+FOLDED = ('lora', 'lora_ensembling', 'ia3', 'full')
+
+
+@EVERY
+def test_linear_deltas_fold_into_the_backbone_and_others_are_refused(name):
+  params = variables_of(name, 0)['params']
+  if name not in FOLDED:
+    with pytest.raises(UserError, match='cannot be folded'):
+      fold(params, method_of(name).plan)
+    return
+  params = fold(params, method_of(name).plan)
+  assert flatten(params).keys() == backbone().keys()
+  logits = tiny.forward(PLAIN, {'params': params}, BATCH)[0]
+  np.testing.assert_allclose(logits, outcome(name)['logits'], rtol=1e-4, atol=1e-4)

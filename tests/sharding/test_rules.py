@@ -13,7 +13,9 @@ from jax.sharding import AbstractMesh, PartitionSpec as P
 from pemt_jax.errors import UserError
 from pemt_jax.methods.base import boxed_shapes
 from pemt_jax.sharding import rules
+from pemt_jax.trees import flatten
 from tests import tiny
+from tests.methods.test_zoo import NAMES, model_of
 
 MESH = AbstractMesh((2, 2, 2, 2), ('data', 'fsdp', 'tensor', 'expert'))
 
@@ -49,6 +51,16 @@ def test_layout_of_stage_2():
   specs = stage2_specs(MESH)
   assert specs.keys() == tiny.shapes(tiny.model_of(tiny.stage2()))['params'].keys()
   assert {path: specs[path] for path in LAYOUT} == LAYOUT
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_every_array_of_the_zoo_has_axes_that_the_table_knows(name):
+  boxed = boxed_shapes(model_of(name))['params']
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')  # tiny shapes are not divided by the mesh
+    rules.param_shardings(boxed, MESH)
+  for path, leaf in flatten(boxed).items():
+    assert (leaf.names[0] == 'layer') == ('/layers' in path), path
 
 
 def test_a_dimension_that_the_mesh_does_not_divide_stays_whole_with_one_warning():

@@ -116,9 +116,10 @@ def test_normal_prompts_have_equal_rows_for_equal_ids():
   assert not np.array_equal(table[0], other[0])
 
 
-def test_uniform_prompts_lie_between_minus_and_plus_one_half():
-  table = prompts.initial_prompt('uniform', IDS, EMBEDDING, jax.random.key(0))
-  assert -0.5 <= table.min() < -0.48 and 0.48 < table.max() <= 0.5
+@pytest.mark.parametrize('mode, bound', [('uniform', 0.5), ('scaled_uniform', 64**-0.5)])
+def test_uniform_prompts_lie_within_their_bound(mode, bound):
+  table = prompts.initial_prompt(mode, IDS, EMBEDDING, jax.random.key(0))
+  assert -1 <= table.min() / bound < -0.96 and 0.96 < table.max() / bound <= 1
   assert not np.array_equal(table[0], table[2])
 
 
