@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pemt_jax.deltas.fold import fold
 from pemt_jax.errors import UserError
 from pemt_jax.experts import library
 from pemt_jax.experts.merging import weights as merging
@@ -41,8 +42,8 @@ SMALL = {
     'adamix': {'experts': 3, 'size': 4},
     'mixda': {'count': 2, 'down_scale': 2, 'hidden': 6, 'encoder_layers': None,
               'decoder_layers': None},
-    'prefix': {'length': 3, 'rank': 4},
     'fastfood': {'dimension': 4, 'tensors': '.*/mlp/.*'},
+    'prefix': {'length': 3, 'rank': 4},
     'prefix_kv': {'length': 2},
     'intrinsic_prefix': {'length': 3, 'dimension': 4},
     'intrinsic_adapter': {'size': 3, 'dimension': 4},
@@ -59,12 +60,16 @@ THOROUGH = ('lora', 'prefix')
 LIGHT = (*THOROUGH, JOINED, 'bitfit', 'intrinsic_adapter')
 
 
-def marked(names, short):
-  """Parameters of a test; entries that the short run leaves out are slow."""
-  return [pytest.param(name, marks=[] if name in short else [pytest.mark.slow]) for name in names]
+def entries(short):
+  """Parametrises a test by all entries; those that the short run leaves out are slow.
+
+  All tests of one entry run together, see `one_entry_at_a_time`.
+  """
+  params = [pytest.param(name, marks=[] if name in short else [pytest.mark.slow]) for name in NAMES]
+  return pytest.mark.parametrize('name', params, scope='module')
 
 
-EVERY, GRID = marked(NAMES, LIGHT), marked(NAMES, THOROUGH)
+EVERY, GRID = entries(LIGHT), entries(THOROUGH)
 
 CONFIG = tiny.CONFIG
 PROMPT, EXPERTS, ROWS, LENGTH = 3, 3, 3, 5
@@ -117,6 +122,11 @@ def expert(name, number):
   leaves = backbone() | {path: tiny.random_leaf(path, shapes[path], number + 1) for path in deltas}
   frozen, tuned = tiny.split(method_of(name), {'params': unflatten(leaves)})
   return tuned, frozen
+
+
+def variables_of(name, number):
+  """What the model is applied to with one expert."""
+  return method_of(name).variables(*expert(name, number), constants_of(model_of(name)))
 
 
 def apply_of(model, variables, batch):
@@ -188,9 +198,7 @@ def search_program(name):
 @functools.cache
 def tokens_of(name, number):
   """What an expert generates."""
-  model = model_of(name)
-  variables = method_of(name).variables(*expert(name, number), constants_of(model))
-  return jax.device_get(search_program(name)(variables, BATCH))
+  return jax.device_get(search_program(name)(variables_of(name, number), BATCH))
 
 
 @functools.cache
@@ -206,12 +214,26 @@ def plain_logits():
   return np.asarray(tiny.forward(PLAIN, {'params': unflatten(backbone())}, BATCH)[0])
 
 
+@pytest.fixture(autouse=True)
+def one_entry_at_a_time(request):
+  """Forgets the programs of other entries: a process cannot hold those of the whole grid."""
+  name = request.node.callspec.params['name'] if hasattr(request.node, 'callspec') else None
+  if name not in (None, *LIGHT) and name != LATEST[-1]:
+    for cached in (program, search_program, tokens_of, outcome, bank_program):
+      cached.cache_clear()
+    jax.clear_caches()
+    LATEST.append(name)
+
+
+LATEST = [None]
+
+
 def differs(first, second):
   """Whether two arrays differ by more than rounding."""
   return np.max(np.abs(first - second)) > 1e-3
 
 
-@pytest.mark.parametrize('name', EVERY)
+@EVERY
 def test_the_delta_changes_the_model_and_all_that_is_tuned_and_only_that_has_a_gradient(name):
   found = outcome(name)
   assert np.isfinite(found['logits']).all() and np.isfinite(found['loss'])
@@ -227,16 +249,16 @@ def test_the_delta_changes_the_model_and_all_that_is_tuned_and_only_that_has_a_g
     assert np.isfinite(grad).all() and np.max(np.abs(grad)) > 1e-9, path
 
 
-@pytest.mark.parametrize('name', EVERY)
+@EVERY
 def test_cached_decoding_is_decoding_of_the_whole_sequence(name):
   found = outcome(name)
   np.testing.assert_allclose(found['cached'], found['logits'], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('name', GRID)
+@GRID
 def test_greedy_tokens_follow_the_logits_of_the_whole_sequence(name):
   tokens = tokens_of(name, 0)['greedy']
-  variables = method_of(name).variables(*expert(name, 0), constants_of(model_of(name)))
+  variables = variables_of(name, 0)
   batch = BATCH | {'targets': tokens[:, 1:], 'targets_mask': np.ones((ROWS, LENGTH - 1))}
   chosen = np.asarray(tiny.forward(model_of(name), variables, batch)[0]).argmax(-1)
   for row, own in zip(tokens[:, 1:], chosen, strict=True):
@@ -246,14 +268,14 @@ def test_greedy_tokens_follow_the_logits_of_the_whole_sequence(name):
     assert (row[stop:] == CONFIG.pad_id).all()
 
 
-@pytest.mark.parametrize('name', EVERY)
+@EVERY
 def test_another_expert_runs_in_the_same_program(name):
   first, second = outcome(name, 0), outcome(name, 1)
   assert differs(first['logits'], second['logits'])
   assert program(name)._cache_size() == 1
 
 
-@pytest.mark.parametrize('name', EVERY)
+@EVERY
 def test_an_expert_is_saved_and_read_strictly(name, tmp_path):
   tuned, _ = expert(name, 0)
   constants = constants_of(model_of(name))
@@ -272,13 +294,13 @@ def test_an_expert_is_saved_and_read_strictly(name, tmp_path):
       library.load_expert(folder, {'tuned': expected, 'constants': constants})
 
 
-@pytest.mark.parametrize('name', EVERY)
+@EVERY
 def test_the_mean_of_equal_experts_is_the_expert(name):
   tuned, _ = expert(name, 0)
   tiny.assert_trees_close(merging.average(merging.stack_sources([tuned] * 3)), tuned)
 
 
-@pytest.mark.parametrize('name', GRID)
+@GRID
 def test_unrolled_layers_compute_the_same(name):
   model, method = model_of(name, tiny.UNROLLED), method_of(name)
   tuned, frozen = expert(name, 0)
@@ -288,7 +310,7 @@ def test_unrolled_layers_compute_the_same(name):
   tiny.assert_trees_close(grads, found['grads'], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', GRID)
+@GRID
 def test_replicas_are_separate_runs(name):
   loss_fn = make_loss(model_of(name), method_of(name))
   gradient = jax.vmap(jax.value_and_grad(loss_fn, has_aux=True), in_axes=(0, None, 0, 0, None))
@@ -321,13 +343,11 @@ def bank_program(name):
   return variables, jax.jit(run)
 
 
-# Experts that change the whole backbone cannot share a batch.
-BANKS = marked([name for name in NAMES
-                if method_of(name).plan.rules and method_of(name).expand is joined], THOROUGH)
-
-
-@pytest.mark.parametrize('name', BANKS)
+@GRID
 def test_rows_of_a_bank_use_the_expert_of_their_task(name):
+  method = method_of(name)
+  if not method.plan.rules or method.expand is not joined:
+    pytest.skip('its experts change the whole backbone and cannot share a batch')
   variables, run = bank_program(name)
   for ids in (MIXED, np.full(ROWS, 1, np.int32)):
     found = run(variables, BATCH | {'task_ids': ids})
@@ -340,10 +360,10 @@ def test_rows_of_a_bank_use_the_expert_of_their_task(name):
         np.testing.assert_array_equal(found[kind][row], alone[kind][row], err_msg=kind)
 
 
-@pytest.mark.parametrize('name', GRID)
+@GRID
 def test_bfloat16_is_close(name):
   model = model_of(name, Compute(dtype='bfloat16'))
-  variables = method_of(name).variables(*expert(name, 0), constants_of(model))
+  variables = variables_of(name, 0)
   logits = np.asarray(tiny.forward(model, variables, BATCH)[0])
   error = np.abs(logits - outcome(name)['logits'])
   assert 0 < error.mean() < 0.05 * np.std(outcome(name)['logits'])
