@@ -22,10 +22,10 @@ from pemt_jax.experts.library import ExpertCard, expert_folder, load_expert, sav
 from pemt_jax.experts.merging import arithmetic, weights
 from pemt_jax.experts.similarity import METRICS
 from pemt_jax.interop import ensembling_files as tables
+from pemt_jax.methods.base import initialiser
+from pemt_jax.models.segments import cut, join
 from pemt_jax.reports.heatmap import HEAT_MAP, write_heat_map
-from pemt_jax.stages.artefacts import config_of
-from pemt_jax.stages.backbone import load_backbone
-from pemt_jax.stages.expert_set import LoadedSource, file_name, load_sources
+from pemt_jax.stages.expert_set import ExpertSet, LoadedSource, file_name, load_sources
 from pemt_jax.stages.merging_rows import RowMerger
 from pemt_jax.stages.similarity import moved_experts
 from pemt_jax.stages.starts import WITHOUT
@@ -50,9 +50,9 @@ class MergeOptions:
     sign: 1 or -1 in place of the metric's; 0 takes the metric's.
     temperature: in place of the metric's; 0 takes the metric's.
     weights: a `final_weight.txt`.
-    families: JSON file family -> list of tasks.
-    base: expert whose values are theta_0 of task vectors; '' takes zeros, and the backbone's values
-      for what the backbone has.
+    families: JSON file family -> list of tasks; '' takes the families of the few-shot gym's tasks.
+    base: expert whose values are theta_0 of task vectors; '' takes neutral values, see
+      `neutral_values`.
     moved: merge the sources after some steps on the target, see `similarity.References`.
     scale: factor of a merged task vector.
     keep: share of entries that TIES keeps.
@@ -97,7 +97,7 @@ class MergeOptions:
     one_of('the similarity metric', self.metric, METRICS)
     one_of('labels', self.labels, ('data', 'model'))
     number('rows', self.rows, self.rows >= 1, 'of at least 1')
-    if self.method in WEIGHTED[1:] and not getattr(self, self.method):
+    if self.method in ('similarity', 'weights') and not getattr(self, self.method):
       raise UserError(f"merging by '{self.method}' needs a file; give it as --{self.method}.")
     if self.moved and self.method in ROWS:
       raise UserError(f"merging by '{self.method}' reads the sources as they are; leave --moved"
@@ -185,7 +185,7 @@ def _weights_of(loaded: Sequence[LoadedSource], tasks: Sequence[str],
     values = weights.mean_weights(allowed)
   elif options.method == 'families':
     families = {name: [get_task(task).name for task in members]
-                for name, members in _families(options.families).items()}
+                for name, members in _families(options.families, (*tasks, *own)).items()}
     values = weights.mean_weights(weights.within_families(tasks, own, families))
   elif options.method == 'weights':
     form = named_like(tables.targets_of_weights(options.weights), tasks)
@@ -201,7 +201,15 @@ def _weights_of(loaded: Sequence[LoadedSource], tasks: Sequence[str],
   return tables.Matrix(tuple(map(file_name, tasks)), names, values)
 
 
-def _families(path: str) -> Mapping[str, Sequence[str]]:
+def _families(path: str, tasks: Sequence[str]) -> Mapping[str, Sequence[str]]:
+  if not path:
+    found: dict[str, list[str]] = {}
+    for name in dict.fromkeys(tasks):
+      rule = get_task(name).gym
+      if rule is None:
+        XX
+      found.setdefault(rule.family, []).append(name)
+    return found
   families = tree_files.read_json(path)
   if not isinstance(families, dict) or not all(
       isinstance(members, list) and all(isinstance(name, str) for name in members)
@@ -214,11 +222,18 @@ def _merge(loaded: Sequence[LoadedSource], tasks: Sequence[str], options: MergeO
            table: tables.Matrix | None, output: pathlib.Path,
            config: Any) -> tuple[list[Tree], tables.Matrix | None]:
   """One merged tree per target, and the weights of the sources where a method has them."""
-  allowed = weights.leave_one_out(tasks, [source.card.task for source in loaded])
+  own = [source.card.task for source in loaded]
+  allowed = weights.leave_one_out(tasks, own)
   stacked = weights.stack_sources([source.tuned for source in loaded])
-  rows = RowMerger(loaded, tasks, options, output, config) if options.method in ROWS else None
-  base = None if options.method in (*WEIGHTED, 'fisher') else base_values(loaded[0], options.base,
-                                                                         config)
+  read = own if options.method == 'fisher' else tasks
+  with_base = options.method in (*VECTORS, 'search')
+  experts = None
+  if options.method in ROWS or with_base and not options.base:
+    experts = ExpertSet(loaded, read, output, config)
+  rows = RowMerger(experts, read, options) if options.method in ROWS else None
+  base = None
+  if with_base:
+    base = _tuned_of(options.base, loaded[0]) if options.base else neutral_values(experts)
   merged, found = [], []
   for i, task in enumerate(tasks):
     if options.moved:
@@ -259,28 +274,30 @@ def _moved(place: str, task: str, loaded: Sequence[LoadedSource]) -> Tree:
   return weights.stack_sources([source.tuned for source in found])
 
 
-def base_values(source: LoadedSource, base: str, config: Any = None) -> Tree:
-  """theta_0 of task vectors in the form of a source.
+def _tuned_of(folder: str, source: LoadedSource) -> Tree:
+  """Values of an expert of the form of a source."""
+  tuned, _, _ = load_expert(folder)
+  tree_files.check_description(tree_files.describe(tuned), tree_files.describe(source.tuned),
+                               folder)
+  return tuned
 
-  Args:
-    source: any source.
-    base: folder of an expert whose values are taken; '' takes zeros, and the backbone's values for
-      leaves that the backbone has.
-    config: in place of the source's, for the backbone.
 
-  Raises:
-    UserError: an expert of another form, or a backbone that cannot be loaded.
+def neutral_values(experts: ExpertSet) -> Tree:
+  """theta_0 of task vectors where no expert is given, a canonical tree.
+
+  A leaf has the backbone's value if the backbone has it, its first value if that is no random one
+  (ones for what multiplies), and zeros otherwise.
   """
-  if base:
-    tuned, _, _ = load_expert(base)
-    tree_files.check_description(tree_files.describe(tuned), tree_files.describe(source.tuned),
-                                 base)
-    return tuned
-  config = config_of(source.card) if config is None else config
-  known = flatten(load_backbone(config, config.seeds[0]).params)
-  return unflatten({path: np.asarray(known[path], np.float32) if path in known
-                    else np.zeros(np.shape(leaf), np.float32)
-                    for path, leaf in flatten(source.tuned).items()})
+  stage = experts.stage
+  known = flatten(stage.backbone.params)
+  init = initialiser(stage.model, cut(stage.backbone.params, stage.start.shapes['params']))
+  first, second = (flatten(join(init(jax.random.key(seed))[0])) for seed in (0, 1))
+  found = {}
+  for path, leaf in flatten(experts.sources[0].tuned).items():
+    fixed = path in first and np.array_equal(first[path], second[path])
+    value = known[path] if path in known else first[path] if fixed else np.zeros(leaf.shape)
+    found[path] = np.asarray(value, np.float32)
+  return unflatten(found)
 
 
 def _card(loaded: Sequence[LoadedSource], task: str, options: MergeOptions,

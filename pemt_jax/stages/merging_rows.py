@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from pemt_jax.experts.merging import fisher
 from pemt_jax.experts.merging import search as searching
 from pemt_jax.models.generation import log_probability
 from pemt_jax.models.segments import cut, join
-from pemt_jax.stages.expert_set import ExpertSet, LoadedSource, Source, on_device
+from pemt_jax.stages.expert_set import ExpertSet, Source, on_device
 from pemt_jax.trees import Tree
 
 TRAIN, HELD_OUT = 'train', 'validation'
@@ -28,32 +27,28 @@ class RowMerger:
     experts: the sources under their model.
   """
 
-  def __init__(self, loaded: Sequence[LoadedSource], tasks: Sequence[str], options: Any,
-               output: pathlib.Path, config: Any):
+  def __init__(self, experts: ExpertSet, tasks: Sequence[str], options: Any):
     """Loads the rows.
 
     Args:
-      loaded: the sources.
-      tasks: the targets.
-      options: `merging.MergeOptions` with method 'fisher' or 'search'.
-      output: the token cache goes below it.
-      config: in place of the sources' config, or None.
+      experts: the sources under their model, built for the tasks whose rows are read.
+      tasks: these: of the sources, in their order, for 'fisher'; the targets for 'search'.
+      options: `merging.MergeOptions` with one of these methods.
     """
-    self._options = options
-    own = [source.card.task for source in loaded]
-    read = own if options.method == 'fisher' else list(tasks)
-    self.experts = ExpertSet(loaded, read, output, config)
+    self.experts, self._options = experts, options
     if options.method == 'fisher':
-      self._fishers = self._diagonal(own)
+      self._fishers = self._diagonal(tasks)
       return
-    self._batches = self.experts.batches(read, HELD_OUT, options.rows)
-    vocab = self.experts.runner.model.config.vocab_size
-    chunk = similarity.chunk_size(self._batches[read[0]][0], vocab, options.candidates)
+    self._batches = experts.batches(tasks, HELD_OUT, options.rows)
+    vocab = experts.runner.model.config.vocab_size
+    first = self._batches[tasks[0]][0]
+    chunk = similarity.chunk_size(first, vocab, options.candidates)
     self._losses = searching.make_candidate_losses(self._loss, chunk)
 
   def _loss(self, tuned: Tree, batch: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
     # Frozen parameters travel with the batch: as a constant they would be copied into the program.
-    return self.experts.runner.token_loss((tuned, batch['constants']), batch['frozen'], batch['rows'])
+    source = tuned, batch['constants']
+    return self.experts.runner.token_loss(source, batch['frozen'], batch['rows'])
 
   def search(self, task: str, base: Tree, chosen: np.ndarray) -> np.ndarray:
     """Coefficients [source] with the smallest loss on the target's held-out rows.

@@ -282,6 +282,30 @@ def test_the_search_beats_the_average_on_its_rows(sources, tmp_path):
   assert not np.diag(weights).any()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['adapter', 'prefix', 'houlsby_ensembling+ia3', 'prompt'])
+def test_other_deltas_are_measured_and_merged(backbone, workdir, kind):
+  config = small.config_of(kind, backbone, TASKS, 1, prompt__length=3)
+  run_stage(config, workdir / 'run')
+  run = str(workdir / 'run')
+  names = ('loss', 'kl', 'grand', 'block_cosine', 'cosine')
+  found = similarity.measure([run], [], SimilarityOptions(names, 8), similarity.References((run,)),
+                             workdir)
+  assert all(np.isfinite(found[name].values).all() for name in names if name != 'block_cosine')
+  np.testing.assert_allclose(np.diag(found['kl'].values), 0.0, atol=1e-4)
+  for method in ('average', 'task_arithmetic', 'ties', 'dare', 'fisher', 'search'):
+    place = workdir / method
+    folders = merged(run, place, method, rows=4, candidates=4, rounds=1)
+    shapes = {path: leaf.shape for path, leaf in leaves(f'{run}/experts/{NAMES[0]}').items()}
+    assert {path: leaf.shape for path, leaf in leaves(folders[TASKS[0]]).items()} == shapes
+    assert all(np.isfinite(leaf).all() for leaf in leaves(folders[TASKS[0]]).values())
+  predict.evaluate_experts(workdir / 'fisher', 'validation', {})
+  if 'ia3' in kind:  # two sources near one: their sum of changes is near one, not near two
+    folder = workdir / 'task_arithmetic' / 'experts' / f'without_{NAMES[0]}'
+    scales = [leaf for path, leaf in leaves(folder).items() if '/ia3/' in path]
+    assert scales and all(np.abs(leaf - 1).max() < 0.3 for leaf in scales)
+
+
 def test_mistakes_are_one_sentence(sources, stage1, base, tmp_path):
   measure = lambda metric, **references: similarity.measure(
       [sources], [], SimilarityOptions((metric,)), similarity.References(**references), tmp_path)
@@ -298,6 +322,7 @@ def test_mistakes_are_one_sentence(sources, stage1, base, tmp_path):
       (lambda: merged(sources, tmp_path, 'magic'), "the merge method is 'magic'; choose one of"),
       (lambda: merged(sources, tmp_path, 'weights'), "'weights' needs a file"),
       (lambda: merged(sources, tmp_path, 'fisher', moved='x'), 'leave --moved out'),
+      (lambda: merged(sources, tmp_path, 'families'), "task 'playground/omen' states no family"),
       (lambda: transfer.write_report(tmp_path, 'none.tsv'), "there is no file 'none.tsv'"),
   ]
   for call, words in cases:
