@@ -1,6 +1,6 @@
 """Weight ensembling on the playground: similarities, merges and few-shot tuning, ten seeds.
 
-python launch/train.py --config=configs/playground/ensembling.py --workdir=runs/playground/ensembling
+python launch/train.py --config=configs/playground/ensembling.py --workdir=runs/ensembling
 
 Findings: docs/ensembling.md.
 """

@@ -36,7 +36,8 @@ def test_a_recipe_holds_the_published_numbers(name):
   assert config.data.batch_size == (16 if name == 'source' else 8)
   assert (config.data.max_source_length, config.data.max_target_length) == (512, 64)
   few = name in ('few_shot', 'intermediate')
-  assert (config.data.few_shot, config.data.few_shot_per_class) == ((64, 16) if few else (None,) * 2)
+  shots = (config.data.few_shot, config.data.few_shot_per_class)
+  assert shots == ((64, 16) if few else (None, None))
 
 
 @pytest.mark.parametrize('delta', ['adapter', 'lora', 'prefix'])
