@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from pemt_jax.deltas.base import Delta, Values, Weight, Weights, normal_init, ones, zeros
+from pemt_jax.models.layers import layer_norm
 from pemt_jax.models.sites import Aux, Base, Site, SiteContext
 
 ACTIVATIONS = {
@@ -42,14 +43,6 @@ class Bottleneck:
   stddev: float = 0.01
   up_init: str = 'normal'
   scaling: float = 1.0
-
-
-def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-  """Layer norm over the last axis in float32, epsilon 1e-5; keeps shape and dtype."""
-  value = x.astype(jnp.float32)
-  mean = jnp.mean(value, axis=-1, keepdims=True)
-  variance = jnp.mean(jnp.square(value - mean), axis=-1, keepdims=True)
-  return ((value - mean) * jax.lax.rsqrt(variance + 1e-5) * scale + bias).astype(x.dtype)
 
 
 def _norm_weights(name: str, features: int) -> Weights:

@@ -7,9 +7,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from pemt_jax.deltas.adapter import layer_norm
 from pemt_jax.deltas.base import Delta, Values, Weight, Weights, normal_init, ones, uniform_init
-from pemt_jax.models.layers import MASKED
+from pemt_jax.models.layers import MASKED, layer_norm
 from pemt_jax.models.sites import Aux, Base, Site, SiteContext
 
 HIGHEST = jax.lax.Precision.HIGHEST

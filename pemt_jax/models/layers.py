@@ -1,8 +1,9 @@
-"""Layers that the backbones share: projections, norms, dropout, relative positions, attention."""
+"""Layers that the backbones share: projections, norms, tables, dropout, positions, attention."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import zlib
 from collections.abc import Callable
@@ -124,26 +125,37 @@ def normal_init(stddev: float) -> Callable[..., jax.Array]:
 
 
 class Projection(nn.Module):
-  """A matrix product without bias; a site.
+  """A matrix product; a site.
 
   Attributes:
     site: where it stands; `site.features` is the output size.
     plan: rules that hold in this layer.
     stddev: standard deviation of the initial kernel.
+    bias: add a vector, which starts from 0.
   """
 
   site: Site
   plan: Plan
   stddev: float
+  bias: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, context: SiteContext) -> tuple[jax.Array, Aux]:
     site = self.site
 
-    def base(value):
+    @functools.cache
+    def weights(size):
       init = nn.with_logical_partitioning(normal_init(self.stddev), (site.in_axis, site.out_axis))
-      kernel = self.param('kernel', init, (value.shape[-1], site.features), jnp.float32)
-      return value.astype(site.dtype) @ kernel.astype(site.dtype)
+      kernel = self.param('kernel', init, (size, site.features), jnp.float32)
+      if not self.bias:
+        return kernel, None
+      init = nn.with_logical_partitioning(nn.initializers.zeros, (site.out_axis,))
+      return kernel, self.param('bias', init, (site.features,), jnp.float32)
+
+    def base(value):
+      kernel, bias = weights(value.shape[-1])
+      y = value.astype(site.dtype) @ kernel.astype(site.dtype)
+      return y if bias is None else y + bias.astype(site.dtype)
 
     return call_site(self.plan, site, base, x, context)
 
@@ -160,23 +172,73 @@ class OpenSite(nn.Module):
     return call_site(self.plan, self.site, base, x, context)
 
 
-class RMSNorm(nn.Module):
-  """Root-mean-square norm without mean and bias, in float32 (T5); a site."""
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array,
+               epsilon: float = 1e-5) -> jax.Array:
+  """Layer norm over the last axis in float32; keeps shape and dtype."""
+  value = x.astype(jnp.float32)
+  mean = jnp.mean(value, axis=-1, keepdims=True)
+  variance = jnp.mean(jnp.square(value - mean), axis=-1, keepdims=True)
+  return ((value - mean) * jax.lax.rsqrt(variance + epsilon) * scale + bias).astype(x.dtype)
+
+
+class Norm(nn.Module):
+  """Norm over the last axis in float32; a site.
+
+  Attributes:
+    site: where it stands.
+    plan: rules that hold in this layer.
+    epsilon: added to the mean square.
+    centred: layer norm with mean and bias; otherwise the root-mean-square norm of T5.
+  """
 
   site: Site
   plan: Plan
   epsilon: float
+  centred: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, context: SiteContext) -> tuple[jax.Array, Aux]:
-    def base(value):
-      init = nn.with_logical_partitioning(nn.initializers.ones, ('norm',))
-      scale = self.param('scale', init, (value.shape[-1],), jnp.float32)
-      value = value.astype(jnp.float32)
-      variance = jnp.mean(jnp.square(value), axis=-1, keepdims=True)
-      return (value * jax.lax.rsqrt(variance + self.epsilon) * scale).astype(self.site.dtype)
+    site = self.site
 
-    return call_site(self.plan, self.site, base, x, context)
+    @functools.cache
+    def weight(name, init):
+      init = nn.with_logical_partitioning(init, ('norm',))
+      return self.param(name, init, (site.features,), jnp.float32)
+
+    def base(value):
+      value = value.astype(jnp.float32)
+      scale = weight('scale', nn.initializers.ones)
+      if self.centred:
+        y = layer_norm(value, scale, weight('bias', nn.initializers.zeros), self.epsilon)
+        return y.astype(site.dtype)
+      variance = jnp.mean(jnp.square(value), axis=-1, keepdims=True)
+      return (value * jax.lax.rsqrt(variance + self.epsilon) * scale).astype(site.dtype)
+
+    return call_site(self.plan, site, base, x, context)
+
+
+class Embedding(nn.Module):
+  """A table whose rows are looked up.
+
+  Attributes:
+    rows: of the table.
+    features: of a row.
+    stddev: of the first table.
+    axis: logical name of the rows.
+  """
+
+  rows: int
+  features: int
+  stddev: float = 1.0
+  axis: str = 'vocab'
+
+  def setup(self):
+    init = nn.with_logical_partitioning(normal_init(self.stddev), (self.axis, 'embed_table'))
+    self.embedding = self.param('embedding', init, (self.rows, self.features), jnp.float32)
+
+  def __call__(self, ids: jax.Array) -> jax.Array:
+    """[...] ids -> [..., features]."""
+    return jnp.take(self.embedding, ids, axis=0)
 
 
 def relative_buckets(relative: jax.Array, bidirectional: bool, buckets: int,
@@ -228,8 +290,9 @@ class RelativeBias(nn.Module):
 
 
 def attend(inputs: AttentionInputs, bias: jax.Array, prefix_bias: jax.Array | None,
-           rate: float, rng: tuple[jax.Array | None, dict[int, Any]]) -> jax.Array:
-  """Attention without scaling of the logits (T5); softmax in float32.
+           rate: float, rng: tuple[jax.Array | None, dict[int, Any]],
+           scale: float = 1.0) -> jax.Array:
+  """Attention; softmax in float32.
 
   Keys of a prefix have no batch axis as a rule, so logits are joined and not keys.
 
@@ -239,10 +302,13 @@ def attend(inputs: AttentionInputs, bias: jax.Array, prefix_bias: jax.Array | No
     prefix_bias: broadcastable to [batch, heads, queries, prefix], or None for zeros.
     rate: dropout rate of the attention weights.
     rng: dropout key (None = deterministic) and padding offsets of the axes.
+    scale: of the products of queries and keys; T5 has none.
 
   Returns:
     [batch, queries, heads * kv].
   """
+  if scale != 1.0:
+    inputs = inputs.replace(query=inputs.query * scale)
   product = lambda a, b: jnp.matmul(a, jnp.swapaxes(b, -1, -2), preferred_element_type=jnp.float32)
   logits = product(inputs.query, inputs.key) + bias
   prefix = 0

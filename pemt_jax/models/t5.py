@@ -7,7 +7,6 @@ A plan (`models/sites.py`) places deltas at sites; with the empty plan this is t
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from typing import Any
 
 import flax.struct
@@ -16,29 +15,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pemt_jax.models import layers
+from pemt_jax.models.blocks import LayerInputs, StackInputs, StackSpec
 from pemt_jax.models.layers import MASKED, Compute, fold_name
-from pemt_jax.models.sites import Aux, Plan, Site, SiteContext, StackShape
+from pemt_jax.models.sites import Aux, Plan, Site, SiteContext
+from pemt_jax.models.stack import (
+    Encoded, LayerStack, ModelDeltas, concatenate_aux, with_prompt)
 from pemt_jax.models.t5_config import T5Config
-from pemt_jax.models.t5_layers import Layer, LayerInputs, StackInputs, StackSpec
-
-
-@flax.struct.dataclass
-class Encoded:
-  """What the decoder sees of the encoder.
-
-  Attributes:
-    states: [batch, source_length, embed] final states, prompt positions first.
-    mask: [batch, source_length] 1 for real positions.
-    rows: [batch] 1 for real examples, 0 for filler rows.
-    prompt_mask: [prompt] 1 for real prompt positions, or None.
-    aux: auxiliaries of the encoder's sites.
-  """
-
-  states: jax.Array
-  mask: jax.Array
-  rows: jax.Array
-  prompt_mask: jax.Array | None
-  aux: Aux
+from pemt_jax.models.t5_layers import Layer
 
 
 @flax.struct.dataclass
@@ -62,11 +45,6 @@ class Memory:
   task_ids: jax.Array | None
 
 
-def segment_name(start: int, stop: int, depth: int) -> str:
-  """Name of the parameters of layers [start, stop)."""
-  return 'layers' if (start, stop) == (0, depth) else f'layers_{start}_{stop}'
-
-
 def stack_sites(config: T5Config, stack: str) -> list[str]:
   """Site paths of one stack, without layer indices; only the encoder's embeddings are a site."""
   decoder = stack == 'decoder'
@@ -78,111 +56,22 @@ def stack_sites(config: T5Config, stack: str) -> list[str]:
   return paths + [f'{stack}/mlp_norm', *(f'{stack}/mlp/{n}' for n in mlp), f'{stack}/final_norm']
 
 
-def _concatenate_aux(parts: list[Aux]) -> Aux:
-  names = sorted({name for part in parts for name in part})
-  return {name: jnp.concatenate([part[name] for part in parts if name in part]) for name in names}
-
-
-class Embedding(nn.Module):
-  """The token table; read by both stacks and by a tied head."""
-
-  vocab_size: int
-  embed: int
-
-  def setup(self):
-    init = nn.with_logical_partitioning(layers.normal_init(1.0), ('vocab', 'embed_table'))
-    self.embedding = self.param('embedding', init, (self.vocab_size, self.embed), jnp.float32)
-
-  def __call__(self, tokens: jax.Array) -> jax.Array:
-    """[...] token ids -> [..., embed]."""
-    return jnp.take(self.embedding, tokens, axis=0)
-
-
-class ModelDeltas(nn.Module):
-  """What deltas share between the stacks."""
-
-  plan: Plan
-  shapes: tuple[StackShape, ...]
-
-  @nn.compact
-  def __call__(self) -> dict[str, Any]:
-    """Arrays by rule name; a rule that shares nothing is absent."""
-    found = {}
-    shapes = {shape.stack: shape for shape in self.shapes}
-    for rule in self.plan.rules:
-      module = None if rule.name in found else rule.delta.model_module(shapes, rule.name)
-      if module is not None:
-        found[rule.name] = module()
-    return found
-
-
-class Stack(nn.Module):
+class Stack(LayerStack):
   """The layers of one stack, their position bias and final norm."""
-
-  spec: StackSpec
 
   def setup(self):
     spec, config = self.spec, self.spec.config
     self.relative_bias = layers.RelativeBias(
         config.relative_buckets, config.heads, config.relative_max_distance,
         bidirectional=spec.stack == 'encoder', stddev=config.embed**-0.5)
-    for start, stop in self.segments:
-      setattr(self, segment_name(start, stop, self.depth), self._segment(start, stop))
+    self.make_layers(Layer, ('__call__', 'cross_memory'))
     outside = dataclasses.replace(spec, plan=spec.plan.outside_layers())
     self.final_norm = outside.norm('final_norm')
     self.embed = layers.OpenSite(spec.site('embed', ('vocab', 'embed')), outside.plan)
 
-  @property
-  def depth(self) -> int:
-    """Number of layers."""
-    return self.spec.shape.layers
-
-  @property
-  def segments(self) -> list[tuple[int, int]]:
-    """Ranges of layers that run as one scan."""
-    return self.spec.plan.segments(self.spec.stack, self.depth)
-
-  def _segment(self, start: int, stop: int) -> nn.Module:
-    methods = ['__call__', 'cross_memory']
-    layer = Layer
-    if self.spec.compute.remat:
-      layer = nn.remat(layer, prevent_cse=not self.spec.compute.scan_layers, methods=methods)
-    scanned = nn.scan(
-        layer, variable_axes={'params': 0, 'constants': 0}, split_rngs={'params': True},
-        in_axes=(nn.broadcast, 0), length=stop - start, methods=methods,
-        unroll=1 if self.spec.compute.scan_layers else stop - start,
-        metadata_params={nn.PARTITION_NAME: 'layer'})
-    plan = self.spec.plan.for_layer(self.spec.stack, start)
-    return scanned(dataclasses.replace(self.spec, plan=plan))
-
-  @nn.compact
-  def prepare(self, context: SiteContext) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Runs the preparation of every delta of this stack once; returns (shared, per_layer)."""
-    shared, per_layer = {}, {}
-    sites = stack_sites(self.spec.config, self.spec.stack)
-    for rule in self.spec.plan.rules:
-      # Rules of one name are one delta whose form differs between layers; they share this.
-      here = any(rule.at(self.spec.stack, layer) for layer in range(self.depth))
-      if rule.name in shared or not here or not fnmatch.filter(sites, rule.site):
-        continue
-      module = rule.delta.stack_module(self.spec.shape, rule.name)
-      if module is not None:
-        shared[rule.name], layered = module(context)
-        if layered is not None:
-          per_layer[rule.name] = layered
-    return shared, per_layer
-
-  def _run(self, carry, inputs, layer_inputs, method='__call__'):
-    """Runs all segments; returns the carry and each segment's outputs."""
-    outputs = []
-    for start, stop in self.segments:
-      segment = getattr(self, segment_name(start, stop, self.depth))
-      part = layer_inputs
-      if (start, stop) != (0, self.depth):
-        part = jax.tree.map(lambda a, start=start, stop=stop: a[start:stop], layer_inputs)
-      carry, out = getattr(segment, method)(carry, inputs, part)
-      outputs.append(out)
-    return carry, outputs
+  def sites(self) -> list[str]:
+    """Site paths of this stack, without layer indices."""
+    return stack_sites(self.spec.config, self.spec.stack)
 
   def _inputs(self, context, shared, queries, keys, mask):
     prefix, decoder = self.spec.prefix, self.spec.stack == 'decoder'
@@ -220,16 +109,16 @@ class Stack(nn.Module):
     shared, per_layer = self.prepare(context)
     inputs = self._inputs(context, shared, positions, positions, mask)
     x = spec.drop(x, context, 'embed').astype(spec.dtype)
-    (x, _), parts = self._run((x, None), inputs, LayerInputs(jnp.arange(self.depth), per_layer))
+    (x, _), parts = self.run((x, None), inputs, LayerInputs(jnp.arange(self.depth), per_layer))
     x, aux = self.final_norm(x, context)
-    return spec.drop(x, context, 'final'), _concatenate_aux(parts) | aux
+    return spec.drop(x, context, 'final'), concatenate_aux(parts) | aux
 
   def cross_memory(self, context: SiteContext) -> tuple[Any, Any, jax.Array, jax.Array]:
     """Returns prepared arrays (shared, per_layer) and cross keys and values of all layers."""
     shared, per_layer = self.prepare(context)
     none = jnp.zeros((1,), jnp.int32)
     inputs = self._inputs(context, shared, none, none, jnp.zeros(()))
-    _, parts = self._run(jnp.zeros(()), inputs, LayerInputs(jnp.arange(self.depth), per_layer),
+    _, parts = self.run(jnp.zeros(()), inputs, LayerInputs(jnp.arange(self.depth), per_layer),
                          'cross_memory')
     keys, values = (jnp.concatenate(list(part)) for part in zip(*parts, strict=True))
     return shared, per_layer, keys, values
@@ -249,7 +138,7 @@ class Stack(nn.Module):
     inputs = self._inputs(context, memory.shared, position[None], keys, mask)
     layer_inputs = LayerInputs(jnp.arange(self.depth), memory.per_layer, memory.cross_keys,
                                memory.cross_values)
-    (x, cache), _ = self._run((x, cache), inputs.replace(position=position), layer_inputs)
+    (x, cache), _ = self.run((x, cache), inputs.replace(position=position), layer_inputs)
     x, _ = self.final_norm(x, context)
     return x, cache
 
@@ -271,7 +160,7 @@ class T5(nn.Module):
     config = self.config
     spec = StackSpec(config, self.plan, 'encoder', self.compute)
     self.plan.check(self.sites(), self.depths())
-    self.shared = Embedding(config.vocab_size, config.embed)
+    self.shared = layers.Embedding(config.vocab_size, config.embed)
     self.encoder = Stack(spec)
     decoder = dataclasses.replace(spec, stack='decoder')
     self.decoder = Stack(decoder)
@@ -303,18 +192,9 @@ class T5(nn.Module):
     rows = jnp.max(inputs_mask, axis=1).astype(jnp.float32)
     context = SiteContext(inputs_mask, rows, task_ids=task_ids, key=key, model=self.deltas())
     x, aux = self.encoder.embed(self.shared, inputs, context)
-    prompt = x.shape[1] - inputs.shape[1]
-    prompt_mask, offset = None, 0
-    mask = inputs_mask.astype(jnp.float32)
-    if prompt:
-      masks = [value for name, value in aux.items() if name.endswith('/prompt_mask')]
-      prompt_mask = masks[0]
-      offset = prompt - jnp.sum(prompt_mask).astype(jnp.int32)
-      front = jnp.broadcast_to(prompt_mask, (inputs.shape[0], prompt)).astype(jnp.float32)
-      mask = jnp.concatenate([front, mask], axis=1)
-    context = context.replace(mask=mask, prompt_mask=prompt_mask, offset=offset)
+    context = with_prompt(context, x.shape[1], aux)
     x, more = self.encoder(x, context)
-    return Encoded(x, mask, rows, prompt_mask, aux | more)
+    return Encoded(x, context.mask, rows, context.prompt_mask, aux | more)
 
   def decode(self, decoder_inputs: jax.Array, decoder_mask: jax.Array, encoded: Encoded,
              task_ids: jax.Array | None = None,

@@ -59,6 +59,11 @@ class T5Config:
     """Width of all heads together."""
     return self.heads * self.kv
 
+  @property
+  def attention_dropout(self) -> float:
+    """Dropout rate of attention weights."""
+    return self.dropout
+
 
 # size -> (embed, kv, heads, mlp, layers per stack)
 _SIZES_V1_0 = {

@@ -43,6 +43,9 @@ RULES: Rules = (
     ('generated', None),
     ('norm', None),
     ('relative_bucket', None),
+    ('position', None),
+    ('token_type', None),
+    ('label', None),
     # Activations.
     ('act_batch', BATCH_AXES),
     ('act_length', None),

@@ -1,0 +1,151 @@
+"""What the stacks of all backbones share: segments of layers, prepared deltas, prompts in front."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from pemt_jax.models.blocks import LayerInputs, StackInputs, StackSpec
+from pemt_jax.models.sites import Aux, Plan, SiteContext, StackShape
+
+
+@flax.struct.dataclass
+class Encoded:
+  """The result of an encoder.
+
+  Attributes:
+    states: [batch, source_length, embed] final states, prompt positions first.
+    mask: [batch, source_length] 1 for real positions.
+    rows: [batch] 1 for real examples, 0 for filler rows.
+    prompt_mask: [prompt] 1 for real prompt positions, or None.
+    aux: auxiliaries of the encoder's sites.
+  """
+
+  states: jax.Array
+  mask: jax.Array
+  rows: jax.Array
+  prompt_mask: jax.Array | None
+  aux: Aux
+
+
+def with_prompt(context: SiteContext, length: int, aux: Aux) -> SiteContext:
+  """The context after the embedding: masks with the positions that a delta has put in front.
+
+  Args:
+    context: `mask` [batch, tokens] belongs to the tokens.
+    length: positions after the embedding.
+    aux: of the embedding's site; a prompt gives its `prompt_mask` [prompt].
+  """
+  mask, prompt = context.mask.astype(jnp.float32), length - context.mask.shape[1]
+  if not prompt:
+    return context.replace(mask=mask)
+  prompt_mask = [value for name, value in aux.items() if name.endswith('/prompt_mask')][0]
+  front = jnp.broadcast_to(prompt_mask, (mask.shape[0], prompt)).astype(jnp.float32)
+  return context.replace(
+      mask=jnp.concatenate([front, mask], axis=1), prompt_mask=prompt_mask,
+      offset=prompt - jnp.sum(prompt_mask).astype(jnp.int32))
+
+
+def segment_name(start: int, stop: int, depth: int) -> str:
+  """Name of the parameters of layers [start, stop)."""
+  return 'layers' if (start, stop) == (0, depth) else f'layers_{start}_{stop}'
+
+
+def concatenate_aux(parts: Sequence[Aux]) -> Aux:
+  """Joins the auxiliaries of segments on their [layer] axis."""
+  names = sorted({name for part in parts for name in part})
+  return {name: jnp.concatenate([part[name] for part in parts if name in part]) for name in names}
+
+
+class ModelDeltas(nn.Module):
+  """What deltas share between the stacks."""
+
+  plan: Plan
+  shapes: tuple[StackShape, ...]
+
+  @nn.compact
+  def __call__(self) -> dict[str, Any]:
+    """Arrays by rule name; a rule that shares nothing is absent."""
+    found = {}
+    shapes = {shape.stack: shape for shape in self.shapes}
+    for rule in self.plan.rules:
+      module = None if rule.name in found else rule.delta.model_module(shapes, rule.name)
+      if module is not None:
+        found[rule.name] = module()
+    return found
+
+
+class LayerStack(nn.Module):
+  """Base of stacks: layers in segments, each scanned.
+
+  A subclass makes its parts in `setup`, with `make_layers` for the layers, and names its sites.
+  """
+
+  spec: StackSpec
+
+  def sites(self) -> list[str]:
+    """Site paths of this stack, without layer indices."""
+    raise NotImplementedError
+
+  @property
+  def depth(self) -> int:
+    """Number of layers."""
+    return self.spec.shape.layers
+
+  @property
+  def segments(self) -> list[tuple[int, int]]:
+    """Ranges of layers that run as one scan."""
+    return self.spec.plan.segments(self.spec.stack, self.depth)
+
+  def make_layers(self, layer: type[nn.Module], methods: Sequence[str] = ('__call__',)) -> None:
+    """Makes the segments in `setup`; `methods` of the layer are scanned."""
+    for start, stop in self.segments:
+      setattr(self, segment_name(start, stop, self.depth),
+              self._segment(layer, list(methods), start, stop))
+
+  def _segment(self, layer, methods, start, stop):
+    if self.spec.compute.remat:
+      layer = nn.remat(layer, prevent_cse=not self.spec.compute.scan_layers, methods=methods)
+    scanned = nn.scan(
+        layer, variable_axes={'params': 0, 'constants': 0}, split_rngs={'params': True},
+        in_axes=(nn.broadcast, 0), length=stop - start, methods=methods,
+        unroll=1 if self.spec.compute.scan_layers else stop - start,
+        metadata_params={nn.PARTITION_NAME: 'layer'})
+    plan = self.spec.plan.for_layer(self.spec.stack, start)
+    return scanned(dataclasses.replace(self.spec, plan=plan))
+
+  @nn.compact
+  def prepare(self, context: SiteContext) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Runs the preparation of every delta of this stack once; returns (shared, per_layer)."""
+    shared, per_layer = {}, {}
+    for rule in self.spec.plan.rules:
+      # Rules of one name are one delta whose form differs between layers; they share this.
+      here = any(rule.at(self.spec.stack, layer) for layer in range(self.depth))
+      if rule.name in shared or not here or not fnmatch.filter(self.sites(), rule.site):
+        continue
+      module = rule.delta.stack_module(self.spec.shape, rule.name)
+      if module is not None:
+        shared[rule.name], layered = module(context)
+        if layered is not None:
+          per_layer[rule.name] = layered
+    return shared, per_layer
+
+  def run(self, carry: Any, inputs: StackInputs, layer_inputs: LayerInputs,
+          method: str = '__call__') -> tuple[Any, list[Any]]:
+    """Runs all segments; returns the carry and each segment's outputs."""
+    outputs = []
+    for start, stop in self.segments:
+      segment = getattr(self, segment_name(start, stop, self.depth))
+      part = layer_inputs
+      if (start, stop) != (0, self.depth):
+        part = jax.tree.map(lambda a, start=start, stop=stop: a[start:stop], layer_inputs)
+      carry, out = getattr(segment, method)(carry, inputs, part)
+      outputs.append(out)
+    return carry, outputs
