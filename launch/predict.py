@@ -21,6 +21,7 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of an expert or of a run.
 INPUT = flags.DEFINE_string('input', None, 'Rows: .jsonl, .tsv or .csv.', required=True)
 OUTPUT = flags.DEFINE_string('output', None, 'Predictions: .jsonl.', required=True)
 BACKBONE = flags.DEFINE_string('backbone', None, 'Backbone in place of the trained path.')
+TASK = flags.DEFINE_string('task', '', 'Task of the rows, for an expert of several tasks.')
 
 
 def main(_: list[str]) -> None:
@@ -28,7 +29,7 @@ def main(_: list[str]) -> None:
   from pemt_jax.stages import predict
   overrides = {'model.name': BACKBONE.value} if BACKBONE.value else {}
   count = predict.predict_file(pathlib.Path(WORKDIR.value), pathlib.Path(INPUT.value),
-                               pathlib.Path(OUTPUT.value), overrides)
+                               pathlib.Path(OUTPUT.value), overrides, TASK.value)
   print(f'{count} predictions: {OUTPUT.value}')
 
 

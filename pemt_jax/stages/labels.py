@@ -16,6 +16,8 @@ from pemt_jax.models.generation import label_scores_from_logits
 from pemt_jax.models.t5 import T5
 from pemt_jax.trees import Tree
 
+_READ = ('inputs', 'inputs_mask', 'task_ids')
+
 
 def make_label_scorer(model: T5, method: Method, tokenizer: Tokenizer,
                       words: Sequence[str]) -> Callable[..., jax.Array]:
@@ -32,9 +34,11 @@ def make_label_scorer(model: T5, method: Method, tokenizer: Tokenizer,
   @jax.jit
   def score(tuned: Tree, frozen: Tree, constants: Tree, batch: dict[str, Any]) -> jax.Array:
     variables = method.variables(tuned, frozen, constants)
-    encoded = model.apply(variables, batch['inputs'], batch['inputs_mask'], method='encode')
+    ids = batch['task_ids']
+    encoded = model.apply(variables, batch['inputs'], batch['inputs_mask'], ids, method='encode')
     logits_fn = lambda decoder_inputs: model.apply(
-        variables, decoder_inputs, jnp.ones(decoder_inputs.shape), encoded, method='decode')[0]
+        variables, decoder_inputs, jnp.ones(decoder_inputs.shape), encoded, ids,
+        method='decode')[0]
     return label_scores_from_logits(logits_fn, batch['inputs'].shape[0], labels, mask,
                                     model.config.start_id)
 
@@ -46,7 +50,7 @@ def score_rows(score: Callable[..., jax.Array], trees: tuple[Tree, Tree, Tree],
   """Scores all rows of evaluation batches; returns [example, label] in the order of examples."""
   found = {}
   for batch in batches:
-    values = np.asarray(score(*trees, {k: batch[k] for k in ('inputs', 'inputs_mask')}))
+    values = np.asarray(score(*trees, {k: batch[k] for k in _READ}))
     found |= {int(example): values[row]
               for row, example in enumerate(batch['example_ids']) if example >= 0}
   return np.stack([found[index] for index in range(len(found))])

@@ -86,16 +86,24 @@ def read_examples(path: pathlib.Path, task_name: str,
 
 
 def predict_file(place: pathlib.Path, source: pathlib.Path, target: pathlib.Path,
-                 overrides: dict[str, Any]) -> int:
+                 overrides: dict[str, Any], task: str = '') -> int:
   """Writes one JSON object per row: source, prediction and, for tasks with labels, label_scores.
 
   A label's score is the sum of the log-probabilities of its tokens, in nats.
+
+  Args:
+    place: folder of an expert, or of a run with one.
+    source: rows, see `read_examples`.
+    target: file to write.
+    overrides: dotted config path -> value in place of the trained config's.
+    task: task of the rows where the expert was trained on several; '' is the first.
 
   Returns:
     Number of rows.
 
   Raises:
-    UserError: several experts below `place`, or rows that do not fit.
+    UserError: several experts below `place`, a task that the expert does not know, or rows that do
+      not fit.
   """
   if not target.parent.is_dir():
     raise UserError(f"there is no folder '{target.parent}' for the predictions; make it or correct"
@@ -105,10 +113,11 @@ def predict_file(place: pathlib.Path, source: pathlib.Path, target: pathlib.Path
     raise UserError(f"{place} holds {len(folders)} experts ({', '.join(f.name for f in folders)});"
                     ' give the folder of one of them.')
   expert = open_expert(folders[0], None, overrides)
-  own = data_config(expert.stage.config).for_task(expert.card.task)
-  examples = read_examples(source, expert.card.task, own.template)
-  texts, scores = predict_examples(expert, examples)
-  words = get_task(expert.card.task).label_words
+  task = _task_of(expert, task)
+  own = data_config(expert.stage.config).for_task(task)
+  examples = read_examples(source, task, own.template)
+  texts, scores = predict_examples(expert, examples, task)
+  words = get_task(task).label_words
   lines = []
   for i, (example, text) in enumerate(zip(examples, texts, strict=True)):
     row: dict[str, Any] = {'source': example.source, 'prediction': text}
@@ -121,14 +130,34 @@ def predict_file(place: pathlib.Path, source: pathlib.Path, target: pathlib.Path
   return len(lines)
 
 
-def predict_examples(expert: LoadedExpert,
-                     examples: list[Example]) -> tuple[list[str], np.ndarray | None]:
-  """Returns decoded texts, and label scores [example, label] for tasks with labels."""
+def _task_of(expert: LoadedExpert, task: str) -> str:
+  """The task of a name; '' is the first that the expert was trained on."""
+  known = expert.stage.specs[expert.name].tasks
+  if not task:
+    return known[0]
+  name = get_task(task).name
+  if name not in known:
+    raise UserError(f"expert '{expert.card.name}' was trained on {', '.join(known)} and not on"
+                    f" '{task}'; correct --task.")
+  return name
+
+
+def predict_examples(expert: LoadedExpert, examples: list[Example],
+                     task: str = '') -> tuple[list[str], np.ndarray | None]:
+  """Returns decoded texts, and label scores [example, label] for tasks with labels.
+
+  Args:
+    expert: see `open_expert`.
+    examples: rows.
+    task: of the rows; '' is the first task of the expert.
+  """
   stage, fields = expert.stage, expert.stage.config.data
-  tokenizer, words = stage.backbone.tokenizer, get_task(expert.card.task).label_words
+  task = _task_of(expert, task)
+  tokenizer, words = stage.backbone.tokenizer, get_task(task).label_words
   data = pipeline.tokenize_examples(
       examples, tokenizer, max_source_length=fields.max_source_length,
-      max_target_length=fields.max_target_length)
+      max_target_length=fields.max_target_length,
+      task_id=stage.specs[expert.name].tasks.index(task))
   batches = list(pipeline.eval_batches(
       data, min(fields.eval_batch_size, len(examples)), list(fields.buckets) or None,
       list(fields.target_buckets) or None))

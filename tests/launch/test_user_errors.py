@@ -8,6 +8,8 @@ import shutil
 import pytest
 
 from pemt_jax.experts import library
+from pemt_jax.methods.zoo import ZOO
+from pemt_jax.stages.prompts import STARTS
 from tests.launch.conftest import FIELDS, write_rows
 
 STAGE1, STAGE2 = 'configs/pemt/stage1.py:task=rte', 'configs/pemt/stage2.py:task=rte'
@@ -58,10 +60,10 @@ def train_fails(fails, workdir, overrides):
     (['--config.data.few_shot=0'], 'data.few_shot is 0; give a number of at least 1.'),
     (['--config.seeds=(-1,)'], 'config.seeds is -1; give a number of at least 0.'),
     (['--config.seeds=(1,1)'], "two replicas are called 'rte-seed1'; list each seed of "
-     'config.seeds and each rate of config.learning_rates once.'),
+     'config.seeds, each rate of config.learning_rates and each expert of config.starts once.'),
     (['--config.model.dtype=int8'], "model.dtype is 'int8'; choose 'float32' or 'bfloat16'."),
     (['--config.prompt.init=zeros'],
-     "prompt.init is 'zeros'; choose one of vocab, normal, uniform."),
+     f"prompt.init is 'zeros'; choose one of {', '.join(STARTS)}."),
     (['--config.prompt.length=-1'], 'prompt.length is -1; give a number of at least 0.'),
     (['--config.method.expert=mlp'], "method.expert is 'mlp'; choose one of lora, adapter."),
     (['--config.method.rank=0'], 'method.rank is 0; give a number of at least 1.'),
@@ -74,7 +76,8 @@ def train_fails(fails, workdir, overrides):
     (['--config.generation.num_beams=0'],
      'Generation option num_beams=0 is too small; set num_beams to at least 1.'),
     (['--config.stage=pemt/stage3'], "stage 'pemt/stage3' is unknown; choose one of pemt/stage1, "
-     'pemt/stage2, adapter, lora, prompt, full, span_corruption.'),
+     "pemt/stage2, span_corruption, or one or several, joined by '+', of"
+     f" {', '.join(ZOO)}."),
 ], ids=lambda value: value[0].removeprefix('--config.') if isinstance(value, list) else '')
 def test_a_wrong_value(train_fails, options, sentence):
   train_fails(sentence, *options)

@@ -15,6 +15,7 @@ from pemt_jax.interop import files, pemt_prompts
 from pemt_jax.methods import spot
 from pemt_jax.stages.artefacts import open_expert
 from pemt_jax.stages.build import build
+from pemt_jax.stages.predict import predict_examples
 from pemt_jax.stages.prompts import initial_prompt
 from pemt_jax.stages.rows import replica_specs
 from pemt_jax.stages.run import run_stage
@@ -114,6 +115,21 @@ def test_files_of_the_published_code_are_sources_and_stay_beside_the_run(
   loaded = open_expert(next(iter(result.experts.values())))
   np.testing.assert_array_equal(flatten(loaded.stage.start.frozen)[f'{ATTEMPT}/sources'],
                                 flatten(result.stage.start.frozen)[f'{ATTEMPT}/sources'])
+
+
+def test_rows_are_predicted_for_the_task_that_is_named(attempt):
+  loaded = open_expert(attempt.experts['mixture'])
+  stage, spec = attempt.stage, attempt.stage.specs['mixture']
+  for number, task in enumerate(small.SOURCES):
+    examples = stage.store.examples(spec.parts[number], 'test').examples
+    text = (attempt.trained.workdir / 'predictions' / 'mixture.test.jsonl').read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    own = lines[:len(examples)] if number == 0 else lines[-len(examples):]
+    texts, scores = predict_examples(loaded, list(examples), task)
+    assert texts == [line['prediction'] for line in own]
+    assert np.isfinite(scores).all()
+  with pytest.raises(UserError, match="was trained on .* and not on 'playground/charm'"):
+    predict_examples(loaded, list(examples), small.TARGET)
 
 
 def test_prompts_of_a_mixture_go_out_as_files_and_come_back(attempt, base, backbone, workdir):
