@@ -185,7 +185,7 @@ def _weights_of(loaded: Sequence[LoadedSource], tasks: Sequence[str],
     values = weights.mean_weights(allowed)
   elif options.method == 'families':
     families = {name: [get_task(task).name for task in members]
-                for name, members in _families(options.families, (*tasks, *own)).items()}
+                for name, members in families_of(options.families, (*tasks, *own)).items()}
     values = weights.mean_weights(weights.within_families(tasks, own, families))
   elif options.method == 'weights':
     form = named_like(tables.targets_of_weights(options.weights), tasks)
@@ -201,13 +201,23 @@ def _weights_of(loaded: Sequence[LoadedSource], tasks: Sequence[str],
   return tables.Matrix(tuple(map(file_name, tasks)), names, values)
 
 
-def _families(path: str, tasks: Sequence[str]) -> Mapping[str, Sequence[str]]:
+def families_of(path: str, tasks: Sequence[str]) -> Mapping[str, Sequence[str]]:
+  """family -> tasks of a JSON file, or of the few-shot gym without one.
+
+  Args:
+    path: the file, or ''.
+    tasks: canonical names that are grouped where there is no file.
+
+  Raises:
+    UserError: a file of another form, or a task without a family.
+  """
   if not path:
     found: dict[str, list[str]] = {}
     for name in dict.fromkeys(tasks):
       rule = get_task(name).gym
       if rule is None:
-        XX
+        raise UserError(f"task '{name}' states no family; write family -> [task, ...] to a JSON"
+                        ' file and give it as --families.')
       found.setdefault(rule.family, []).append(name)
     return found
   families = tree_files.read_json(path)

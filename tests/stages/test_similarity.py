@@ -235,6 +235,12 @@ def test_families_divide_by_hand(sources, tmp_path):
   small.assert_same_leaves(leaves(folders[TASKS[0]]), leaves(f'{sources}/experts/{NAMES[1]}'))
 
 
+def test_families_of_the_gym_need_no_file():
+  tasks = ('crossfit/boolq', 'crossfit/mc_taco', 'crossfit/codah')
+  found = merging.families_of('', tasks)
+  assert found == {'binary': list(tasks[:2]), 'multiple_choice_qa': [tasks[2]]}
+
+
 def test_task_vectors(sources, tmp_path):
   one, two = (leaves(f'{sources}/experts/{name}') for name in NAMES[1:])
   base = leaves(f'{sources}/experts/{NAMES[0]}')
