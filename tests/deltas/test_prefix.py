@@ -13,6 +13,7 @@ from pemt_jax.deltas.prefix import IntrinsicPrefix, KeyValuePrefix, Prefix, per_
 from pemt_jax.experts.task_bank import TaskBank
 from pemt_jax.methods import zoo
 from pemt_jax.methods.base import shift_right
+from pemt_jax.methods.prefixes import KeyValuePrefixOptions
 from pemt_jax.models import layers
 from pemt_jax.models.sites import AttentionInputs, Plan, Rule, SiteContext, StackShape
 from pemt_jax.models.t5 import T5
@@ -28,6 +29,7 @@ PLANS = {
     'keys and values': Plan((Rule('prefix', '*/self_attention', KeyValuePrefix(LENGTH, 2)),
                              Rule('cross', 'decoder/cross_attention', KeyValuePrefix(2, 2)))),
     'intrinsic': Plan((Rule('prefix', '*/self_attention', IntrinsicPrefix(LENGTH, 4)),)),
+    'network': zoo.make('prefix_kv', KeyValuePrefixOptions(LENGTH, hidden=4), CONFIG, 0).plan,
     # Layers with different numbers of rows in front, and two prefixes at one site.
     'segmented': Plan((Rule('long', '*/self_attention', RAW, (('encoder', 1), ('decoder', 0))),
                        Rule('short', '*/self_attention', KeyValuePrefix(1, 2)))),
@@ -72,7 +74,7 @@ def beams_of(batch):
 
 @pytest.mark.parametrize('name', [
     'raw', 'segmented', *(pytest.param(name, marks=pytest.mark.slow)
-                          for name in ('layered', 'keys and values', 'intrinsic'))])
+                          for name in ('layered', 'keys and values', 'intrinsic', 'network'))])
 def test_mixed_rows_and_beams_decode_like_each_expert_alone(name):
   """Cached decoding of a bank = whole targets of a bank = each row with its own prefix."""
   plan = PLANS[name]
@@ -123,6 +125,18 @@ def test_the_prefix_is_a_table_behind_a_tanh(biases):
   assert shared is None
   np.testing.assert_allclose(layered['keys'], rows[:, 0], rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(layered['values'], rows[:, 1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('options, found', [
+    ({'places': ('decoder',)}, {'decoder/layers/self_attention/attend/prefix_kv/keys',
+                                'decoder/layers/self_attention/attend/prefix_kv/values'}),
+    ({'places': ('encoder', 'cross'), 'hidden': 4}, {
+        f'{place}/{name}' for place in ('encoder/prefix_kv', 'decoder/prefix_kv_cross')
+        for name in ('table', 'project_in', 'project_out', 'bias_in', 'bias_out')})])
+def test_places_and_networks_of_key_value_prefixes(options, found):
+  method = zoo.make('prefix_kv', KeyValuePrefixOptions(LENGTH, **options), CONFIG, 0)
+  _, tuned = tiny.split(method, tiny.variables_of(tiny.model_of(method)))
+  assert tiny.flatten(tuned).keys() == found
 
 
 def test_first_values_have_the_published_bounds():
