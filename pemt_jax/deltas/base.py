@@ -119,6 +119,16 @@ class Delta:
     del site
     return {}
 
+  def source_weights(self, site: Site) -> Weights:
+    """What is trained where the weights at a site are computed; as a rule the weights themselves.
+    """
+    return self.weights(site)
+
+  def from_source(self, values: Values, site: Site) -> Values:
+    """Values of `weights` from those of `source_weights`."""
+    del site
+    return values
+
   def stack_weights(self, shape: StackShape) -> Weights:
     """Weights that the layers of a stack share."""
     del shape
