@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import dataclasses
 import json
 import pathlib
@@ -133,8 +133,25 @@ def save_t5(
   Raises:
     UserError: a tree that does not belong to the config; torch missing.
   """
+  write_model(folder, t5_table(config), params, t5_config.to_hf(config), shards, torch_format)
+
+
+def write_model(folder: str | pathlib.Path, table: names.Table, params: Tree,
+                values: Mapping[str, Any], shards: int = 1, torch_format: bool = False) -> None:
+  """Writes a model folder.
+
+  Args:
+    folder: made if absent; files of the same names are replaced.
+    table: every tensor of the model.
+    params: the parameter tree and nothing else.
+    values: of config.json.
+    shards: number of weight files; more than one adds the index file.
+    torch_format: write pytorch_model.bin (needs torch) instead of model.safetensors.
+
+  Raises:
+    UserError: a tree that does not belong to the table; torch missing.
+  """
   folder = pathlib.Path(folder)
-  table = t5_table(config)
   leaves = {path: np.asarray(leaf)
             for path, leaf in trees.flatten(params).items()}
   names.check_leaves(leaves, table, place='The parameter tree')
@@ -153,4 +170,4 @@ def save_t5(
     files.write_text(folder / f'{stem}.index.json', json.dumps(index, indent=2) + '\n')
   # Readers prefer the other form, which would be a stale model.
   (folder / (stem if len(runs) > 1 else f'{stem}.index.json')).unlink(missing_ok=True)
-  files.write_text(folder / 'config.json', json.dumps(t5_config.to_hf(config), indent=2) + '\n')
+  files.write_text(folder / 'config.json', json.dumps(dict(values), indent=2) + '\n')

@@ -12,10 +12,12 @@ from flax import linen as nn
 
 from pemt_jax.models.generation import log_probability, shift_right
 from pemt_jax.models.layers import fold_name
+from pemt_jax.models.roberta import Roberta
 from pemt_jax.models.sites import Aux, Plan
 from pemt_jax.models.t5 import T5
 from pemt_jax.trees import Tree, flatten, merge, unflatten
 
+Backbone = T5 | Roberta
 Metrics = dict[str, jax.Array]
 Observe = Callable[[Aux, jax.Array], Metrics]
 Auxiliary = Callable[[Aux, jax.Array], tuple[jax.Array, Metrics]]
@@ -127,18 +129,13 @@ def make_loss(model: T5, method: Method) -> Callable[..., tuple[jax.Array, Metri
   return loss_fn
 
 
-def example_batch(batch: int = 1, length: int = 2) -> tuple[jax.Array, ...]:
-  """Smallest arguments of a backbone's call: inputs, mask, decoder inputs, mask, task ids."""
-  tokens, mask = jnp.ones((batch, length), jnp.int32), jnp.ones((batch, length), jnp.float32)
-  return tokens, mask, tokens, mask, jnp.zeros((batch,), jnp.int32)
-
-
-def boxed_shapes(model: T5) -> Tree:
+def boxed_shapes(model: Backbone) -> Tree:
   """Shapes and logical axes of all variables, without taking memory."""
-  return jax.eval_shape(model.init, jax.random.key(0), *example_batch())
+  return jax.eval_shape(model.init, jax.random.key(0), *model.example_batch())
 
 
-def initialiser(model: T5, omit: Tree | None = None) -> Callable[[jax.Array], tuple[Tree, Tree]]:
+def initialiser(model: Backbone,
+                omit: Tree | None = None) -> Callable[[jax.Array], tuple[Tree, Tree]]:
   """Returns a compiled function key -> (params, constants), nested dicts of arrays.
 
   Args:
@@ -149,7 +146,7 @@ def initialiser(model: T5, omit: Tree | None = None) -> Callable[[jax.Array], tu
 
   @jax.jit
   def init(key):
-    variables = nn.meta.unbox(model.init(key, *example_batch()))
+    variables = nn.meta.unbox(model.init(key, *model.example_batch()))
     params = {path: leaf for path, leaf in flatten(variables['params']).items()
               if path not in known}
     return unflatten(params), variables.get('constants', {})

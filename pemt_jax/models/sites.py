@@ -4,6 +4,10 @@ A backbone calls every site explicitly and "around" the operation it may change:
 the operation itself (`base`), its input and a `SiteContext`, and returns the output and
 auxiliaries. Deltas nest; a later rule of the plan is the outer one. A backbone with an empty plan
 is the plain model.
+
+A delta may call `base` several times, which uses the same parameters again. Where a backbone norms
+behind the residual sum (post-norm), the norm's site stands around the end of the sub-layer: its
+input is the sum, and the context has both parts, `residual` and `sublayer_output`.
 """
 
 from __future__ import annotations
@@ -35,7 +39,10 @@ class SiteContext:
     prompt_mask: [prompt] 1 for real prompt positions at the front of the encoder; None without
       a prompt. Padding of prompts stands on the left, so that distances to the text are kept.
     sublayer_input: [batch, length, embed] normalised input of the current sub-layer.
-    residual: [batch, length, embed] the same before the norm: the residual stream.
+    residual: [batch, length, embed] the same before the norm: the residual stream. At a norm behind
+      a residual sum: the stream without the sub-layer's output.
+    sublayer_output: [batch, length, embed] output of the sub-layer after dropout, at a norm behind a
+      residual sum; otherwise None.
     encoder_states: [batch, source_length, embed] final encoder output (decoder only).
     encoder_mask: [batch, source_length] 1 for real encoder positions (decoder only).
     task_ids: [batch] task of each row, or None.
@@ -53,6 +60,7 @@ class SiteContext:
   prompt_mask: jax.Array | None = None
   sublayer_input: jax.Array | None = None
   residual: jax.Array | None = None
+  sublayer_output: jax.Array | None = None
   encoder_states: jax.Array | None = None
   encoder_mask: jax.Array | None = None
   task_ids: jax.Array | None = None

@@ -179,6 +179,12 @@ class T5(nn.Module):
     stacks = [path for stack in self.depths() for path in stack_sites(self.config, stack)]
     return [*stacks, 'lm_head']
 
+  @nn.nowrap
+  def example_batch(self, batch: int = 1, length: int = 2) -> tuple[jax.Array, ...]:
+    """Smallest arguments of a call: inputs, mask, decoder inputs, mask, task ids."""
+    tokens, mask = jnp.ones((batch, length), jnp.int32), jnp.ones((batch, length), jnp.float32)
+    return tokens, mask, tokens, mask, jnp.zeros((batch,), jnp.int32)
+
   def encode(self, inputs: jax.Array, inputs_mask: jax.Array,
              task_ids: jax.Array | None = None, key: jax.Array | None = None) -> Encoded:
     """Encodes [batch, length] tokens.
