@@ -18,7 +18,7 @@ from pemt_jax.interop import names as name_tables
 from pemt_jax.interop import pemt_files
 from pemt_jax.interop import pemt_original
 from pemt_jax.interop.pemt_layout import PemtLayout
-from pemt_jax.methods import pemt
+from pemt_jax.methods import adapters, baselines, pemt, zoo
 from pemt_jax.models.sites import plan_as_json
 from pemt_jax.models.t5_config import T5Config
 from pemt_jax.trees import Tree
@@ -114,17 +114,19 @@ def write(
   """
   if backbone is None:
     raise UserError('An expert belongs to a backbone; give --backbone.')
-  if layout.expert_form is None and not layout.has_target_adapter:
+  alone = layout.expert_form is None and not layout.source_lengths
+  if alone and not (layout.has_target_adapter or layout.attention_adapter_width
+                    or layout.attention_rank):
     raise UserError('The input has no expert of PEMT (LoRA or adapter at mlp/wo), so there is '
                     'nothing to write as an expert.')
   folder = pathlib.Path(folder)
   config, original = huggingface.load_t5(backbone)
   leaves = _changed(trees.flatten(params), trees.flatten(original))
-  is_target = layout.has_target_adapter or layout.has_mixture
+  is_target = not alone and (layout.has_target_adapter or layout.has_mixture)
   bank = set(pemt_original.table_of(layout, _BANK_PARTS).leaf_shapes()) if is_target else set()
   tuned = trees.unflatten({path: leaf for path, leaf in leaves.items() if path not in bank})
   identity = {'backbone_id': backbone, 'backbone_hash': library.backbone_hash(original)}
-  describe = _stage2_card if is_target else _stage1_card
+  describe = _baseline_card if alone else _stage2_card if is_target else _stage1_card
   library.save_expert(folder, tuned, constants, dataclasses.replace(
       describe(folder.name, config, layout, leaves), **identity))
   if is_target:
@@ -138,6 +140,30 @@ def _stage1_card(
   plan = pemt.stage1(options, config, layout.prompt_length).plan
   return ExpertCard(
       name=name, method='pemt/stage1', plan=plan_as_json(plan), task=layout.sources[0],
+      backbone_id='', backbone_hash='',
+      extra={'options': dataclasses.asdict(options), 'sources': []})
+
+
+def _baseline_card(
+    name: str, config: T5Config, layout: PemtLayout, leaves: Mapping[str, Any]) -> ExpertCard:
+  """Adapters or attention LoRA without sources; a prompt beside them has no stage."""
+  if layout.prompt_length or layout.attention_rank and layout.target:
+    raise UserError('The input joins parts that no stage trains together (adapters, LoRA in '
+                    'attention, a prompt), so it cannot be an expert; convert it to safetensors.')
+  if layout.attention_rank:
+    stage, options = 'lora', baselines.LoRAOptions(
+        layout.attention_rank, float(layout.attention_rank))
+  else:
+    stage, options = 'houlsby', adapters.FamilyOptions(
+        size=layout.target_width or layout.attention_adapter_width,
+        after_self_attention=layout.attention_adapter_width > 0,
+        after_mlp=layout.has_target_adapter, pre_norm='pre' in layout.adapter_norms,
+        post_norm='post' in layout.adapter_norms, tune_norms=_has_norms(leaves),
+        encoder_layers=layout.encoder_adapter_layers,
+        decoder_layers=layout.decoder_adapter_layers)
+  plan = zoo.make(stage, options, config, 0).plan
+  return ExpertCard(
+      name=name, method=stage, plan=plan_as_json(plan), task=layout.target or name,
       backbone_id='', backbone_hash='',
       extra={'options': dataclasses.asdict(options), 'sources': []})
 

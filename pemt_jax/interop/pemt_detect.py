@@ -201,7 +201,7 @@ def layout_from_tree(
   length = int(np.sum(masks.get('encoder/embed/prompt/mask', rows)))
   return PemtLayout(
       embed=backbone.embed if backbone else _tree_size(
-          leaves, r'embed/prompt/table$|lora/up$|bank/up$|up/bias$|bank/up_bias$'),
+          leaves, r'embed/prompt/table$|/w?o/lora/up$|bank/up$|up/bias$|bank/up_bias$'),
       mlp=backbone.mlp if backbone else _tree_size(
           leaves, r'/wo/lora/down$|bank/down$|ffout/down/kernel$|bank/down_kernel$', -2),
       encoder_layers=_tree_layers('encoder', leaves, backbone),

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from pemt_jax import trees
 from pemt_jax.errors import UserError
@@ -17,7 +18,14 @@ from pemt_jax.interop import huggingface
 from pemt_jax.interop import pemt_files
 from pemt_jax.interop import pemt_original
 from pemt_jax.interop.pemt_layout import PemtLayout
+from pemt_jax.methods import zoo
+from pemt_jax.methods.base import boxed_shapes
+from pemt_jax.models.segments import join_shapes
+from pemt_jax.models.t5 import T5
 from pemt_jax.models.t5_config import T5Config
+from pemt_jax.stages.artefacts import config_of
+from pemt_jax.stages.config import options_of
+from pemt_jax.training.rules import split_params
 
 TINY = T5Config(vocab_size=19, embed=8, kv=3, heads=2, mlp=12, encoder_layers=2, decoder_layers=2,
                 relative_buckets=4)
@@ -153,3 +161,32 @@ def test_mistakes_are_told(tmp_path, backbone):
     assert not (tmp_path / 'x').exists()
   with pytest.raises(UserError, match='holds no expert, card.json is missing'):
     formats.convert('expert', 'pemt_stage1', str(tmp_path / 'x'), str(tmp_path / 'y'), options())
+
+
+HOUSES = {
+    'houlsby': dataclasses.replace(PLAIN, backbone=None, target='cb', target_width=2,
+                                   attention_adapter_width=2, adapter_norms=('pre', 'post')),
+    'houlsby in some layers': dataclasses.replace(
+        PLAIN, backbone=None, target='cb', target_width=2, attention_adapter_width=2,
+        encoder_adapter_layers=(1,)),
+    'lora': dataclasses.replace(PLAIN, backbone=None, attention_rank=2, joined_kv=6),
+}
+
+
+@pytest.mark.parametrize('name', HOUSES)
+def test_files_of_baselines_through_the_library_and_back(tmp_path, backbone, name):
+  layout = HOUSES[name]
+  tree = pemt_original.state_to_tree(random_state(layout, 1), layout)
+  pemt_files.export_stage1(tmp_path / 'in', tree['params'], layout, ending='.safetensors')
+  formats.convert('pemt_stage1', 'expert', str(tmp_path / 'in'), str(tmp_path / 'expert'),
+                  options(backbone))
+  assert library.load_card(tmp_path / 'expert').method == name.split()[0]
+  formats.convert('expert', 'pemt_stage1', str(tmp_path / 'expert'), str(tmp_path / 'out'),
+                  options())
+  for file in (tmp_path / 'in').iterdir():
+    assert_same(files.read_tensors(tmp_path / 'out' / file.name), files.read_tensors(file))
+  card = library.load_card(tmp_path / 'expert')
+  method = zoo.make(card.method, options_of(config_of(card)), TINY, 0)
+  params = nn.meta.unbox(boxed_shapes(T5(TINY, method.plan)))['params']
+  tuned = split_params(params, method.tuned)[1]
+  assert set(trees.flatten(join_shapes(tuned))) == set(trees.flatten(tree['params']))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from pemt_jax import trees
 from pemt_jax.errors import UserError
 from pemt_jax.interop import files
+from pemt_jax.interop import formats
 from pemt_jax.interop import pemt_original
 from pemt_jax.interop.pemt_layout import PemtLayout
 
@@ -207,3 +209,18 @@ def test_names_that_do_not_fit_the_file_are_told(layout, given, sentence):
   with pytest.raises(UserError) as error:
     pemt_original.layout_from_state(random_state(layout), **given)
   assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize('name', ['baseline_mixda', 'baseline_adamix_train', 'attempt_sub_shared'])
+def test_checkpoints_of_baselines_go_through_one_file_of_our_names(name, golden_root, tmp_path):
+  folder = golden_root / 'pemt' / name
+  layout = pemt_original.layout_from_case(json.loads((folder / 'case.json').read_text()))
+  assert formats.layout_from_json(formats.layout_to_json(layout)) == layout
+  (tmp_path / 'in').mkdir()
+  shutil.copy(folder / 'state.safetensors', tmp_path / 'in' / 'model.safetensors')
+  options = formats.Options(weights='safetensors')
+  file, out = tmp_path / 'tree.safetensors', tmp_path / 'out'
+  assert formats.convert('pemt_checkpoint', 'safetensors', str(tmp_path / 'in'), str(file),
+                         options) == []
+  assert formats.convert('safetensors', 'pemt_checkpoint', str(file), str(out), options) == []
+  assert_same(files.read_tensors(out), files.read_tensors(tmp_path / 'in'))

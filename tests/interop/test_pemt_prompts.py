@@ -63,8 +63,8 @@ def test_attempt_becomes_an_expert_and_goes_out_again(tmp_path, backbone):
   for task, shift in (('mnli', 1.0), ('qnli', 2.0)):
     places[task] = tmp_path / task
     pemt_prompts.write(places[task], PromptFolder({'': TABLES['wic'] + shift}, {}), SAFE)
-  options = formats.Options(sources=tuple(f'{t}={p}' for t, p in places.items()), target='wic,boolq',
-                            backbone=backbone, weights='safetensors')
+  options = formats.Options(sources=tuple(f'{t}={p}' for t, p in places.items()),
+                            target='wic,boolq', backbone=backbone, weights='safetensors')
   run = lambda *kinds: formats.convert(*kinds, options)
   assert run('pemt_prompts', 'expert', str(tmp_path / 'in'), str(tmp_path / 'expert')) == []
   tuned, constants, card = load_expert(tmp_path / 'expert')

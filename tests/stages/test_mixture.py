@@ -232,3 +232,17 @@ def test_sampled_rows_are_different_rows_of_the_embedding():
   rows = np.asarray(initial_prompt('sample', range(8), embedding, jax.random.key(0)))
   assert rows.shape == (8, 2) and len({tuple(row) for row in rows}) == 8
   assert {tuple(row) for row in rows} <= {tuple(row) for row in embedding}
+
+
+def test_a_frozen_random_start_is_the_same_when_an_expert_of_any_seed_is_opened(backbone, workdir):
+  config = small.config_of('mixda', backbone, (small.TARGET,), seeds=(1, 2), steps=1,
+                           method__down_scale=4, method__hidden=6, method__encoder_layers=None,
+                           method__decoder_layers=(0,), train__eval_every='never')
+  result = run_stage(config, workdir)
+  for name, folder in result.experts.items():
+    loaded = open_expert(folder)
+    replica = loaded.stage.experiment().replicas[0]
+    found = loaded.stage.evaluator(loaded.tuned, loaded.stage.start.frozen, loaded.constants,
+                                   (replica,), 'test')[0]
+    expected = result.trained.results[name]['final_metrics']
+    assert found == pytest.approx({key: expected[key] for key in found}, rel=1e-4)
