@@ -23,6 +23,9 @@ class DataConfig:
     source: 'local', 'hf', 'tfds', 'playground', or 'crossfit': folders of `gym_files` below `root`.
     split_rule: one of `splits.SPLIT_RULES`; see `splits.plan_split`.
     validation_rows: rows cut out of train where a rule cuts train.
+    compat_splits: the published splits of multi-task ProPETL: train is the whole train split, also
+      where validation rows are cut out of it, and every split without a row limit loses its last
+      row.
     data_seed: seed of split permutations and row limits.
     few_shot: train rows for each label value (in all, for tasks without labels); None takes all.
     few_shot_per_class: the same for tasks with labels only, in place of `few_shot`.
@@ -51,6 +54,7 @@ class DataConfig:
   source: str = 'local'
   split_rule: str = 'published'
   validation_rows: int = 1000
+  compat_splits: bool = False
   data_seed: int = 42
   few_shot: int | None = None
   few_shot_per_class: int | None = None

@@ -91,6 +91,8 @@ class _Loader:
     if shots is not None:
       indices = self._few_shot(plan, table, shots)
     limit = config.row_limit(self.task, split)
+    if config.compat_splits and limit is None and shots is None and self._rule(split) != 'file':
+      indices = indices[:-1]
     indices = splits.limit_indices(indices, plan, limit, config.data_seed)
     examples = [example for index in indices for example in self._examples(table, int(index))]
     examples = self._finished(split, examples, f'{len(table.rows)} rows of {table.origin}')
@@ -100,7 +102,8 @@ class _Loader:
         'rows_read': len(table.rows), 'rows_chosen': len(indices), 'examples': len(examples),
         'data_seed': config.data_seed, 'few_shot': shots, 'row_limit': limit,
         'few_shot_seed': None if shots is None else self._few_shot_seed(),
-        'template': config.template, 'notes': self._notes(split, plan, shots)})
+        'template': config.template, 'notes': self._notes(split, plan, shots)}
+        | ({'compat_splits': True} if config.compat_splits else {}))
 
   def _finished(self, split: str, examples: list[Example], rows: str) -> list[Example]:
     if not examples:
@@ -145,6 +148,8 @@ class _Loader:
     if rule == 'file':
       return splits.SplitPlan(split, 'all', config.validation_rows)
     plan = splits.plan_split(self.task, split, rule, config.validation_rows)
+    if config.compat_splits and plan.part == 'rest':
+      plan = dataclasses.replace(plan, part='all')
     base = {'all': split, 'head': 'train', 'rest': 'train'}.get(plan.part, 'validation')
     own = self.task.tfds_splits if config.source == 'tfds' else {}
     read = 'train' if self._from_file(split) else config.split_names.get(
@@ -251,6 +256,8 @@ class _Loader:
     notes = []
     if plan.part == 'rest' and shots is not None and not self.config.few_shot_exclude_validation:
       notes.append('few-shot rows may be validation rows')
+    if split == 'validation' and plan.part == 'head' and self.config.compat_splits:
+      notes.append('validation rows are train rows too')
     if split != 'train' and plan.part == 'all':
       other = 'validation' if split == 'test' else 'test'
       twin = self._plan(other)

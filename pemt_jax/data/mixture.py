@@ -31,7 +31,7 @@ def shares(sizes: Sequence[int], sampling: str, temperature: float = 2.0) -> np.
   one_of('mixture.sampling', sampling, SAMPLINGS)
   number('mixture.temperature', temperature, temperature >= 1, 'of at least 1')
   power = {'proportional': 1.0, 'equal': 0.0, 'temperature': 1.0 / temperature}[sampling]
-  weights = np.asarray(sizes, np.float64)**power
+  weights = (np.asarray(sizes, np.float64) / sum(sizes))**power
   return weights / weights.sum()
 
 

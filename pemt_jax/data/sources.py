@@ -217,7 +217,7 @@ def read_hf(task: Task, split: str) -> RowTable:
   if task.hf is None:
     raise UserError(f"task '{task.name}' names no Hugging Face data set; "
                     "choose data.source='local'.")
-  path, config = task.hf
+  path, config = task.hf_splits.get(split, task.hf)
   arguments = (path,) if config is None else (path, config)
   try:
     try:

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from pemt_jax.data.tasks_base import Task
+from pemt_jax.data.torch_random import TorchRandom
 from pemt_jax.errors import UserError
 
-SPLIT_RULES = ('published', 'natural', 'first_n_of_train', 'halved_validation')
+SPLIT_RULES = ('published', 'natural', 'first_n_of_train', 'halved_validation', 'halved_or_cut')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +39,6 @@ class SplitPlan:
 def randperm(count: int, seed: int = 42) -> np.ndarray:
   """Returns the permutation of `torch.randperm(count)` under a CPU generator with this seed.
 
-  Row i is swapped with row i + raw_i mod (count - i), raw_i being the i-th 32-bit word of the
-  Mersenne Twister stream.
-
   Args:
     count: rows.
     seed: generator seed, 0 to 2**32 - 1.
@@ -48,12 +46,7 @@ def randperm(count: int, seed: int = 42) -> np.ndarray:
   Returns:
     [count] int64.
   """
-  stream = np.random.RandomState(seed).randint(0, 2**32, size=max(count - 1, 0), dtype=np.uint32)
-  order = list(range(count))
-  for i, raw in enumerate(stream.tolist()):
-    j = i + raw % (count - i)
-    order[i], order[j] = order[j], order[i]
-  return np.asarray(order, np.int64)
+  return TorchRandom(seed).permutation(count)
 
 
 def python_shuffle(count: int, seed: int = 42) -> np.ndarray:
@@ -75,7 +68,8 @@ def plan_split(task: Task, split: str, rule: str, validation_rows: int = 1000) -
     split: 'train', 'validation' or 'test'.
     rule: 'published' halves, cuts or maps by the size of the task; 'natural' takes the data set's
       own splits; 'first_n_of_train' cuts validation rows out of train for any task;
-      'halved_validation' halves the validation rows of any task.
+      'halved_validation' halves the validation rows of any task; 'halved_or_cut' halves those of
+      small tasks and cuts train for all others.
     validation_rows: rows cut out of train where train is cut.
 
   Raises:
@@ -86,11 +80,13 @@ def plan_split(task: Task, split: str, rule: str, validation_rows: int = 1000) -
                     f"{', '.join(SPLIT_RULES)}.")
   if rule == 'natural':
     return SplitPlan(task.natural_split(split), 'all', validation_rows)
-  halved = rule == 'halved_validation' or rule == 'published' and task.size == 'small'
+  small = task.size == 'small'
+  halved = rule == 'halved_validation' or rule in ('published', 'halved_or_cut') and small
   if halved and split != 'train':
     part = 'first_half' if split == 'validation' else 'second_half'
     return SplitPlan(task.splits['validation'], part, validation_rows)
-  cut = rule == 'first_n_of_train' or rule == 'published' and task.size == 'large'
+  cut = rule == 'first_n_of_train' or rule == 'halved_or_cut' and not small or (
+      rule == 'published' and task.size == 'large')
   if cut and split != 'test':
     part = 'head' if split == 'validation' else 'rest'
     return SplitPlan(task.splits['train'], part, validation_rows)

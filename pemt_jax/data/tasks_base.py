@@ -54,6 +54,7 @@ class Task:
     size: published split rule: 'small' halves the validation rows into validation and test, 'large'
       takes validation rows out of train, 'mapped' reads every split as `splits` says.
     hf: Hugging Face data set and config, or None.
+    hf_splits: data set split -> its data set and config, where they differ from `hf`.
     tfds: TFDS name, or None.
     tfds_row: brings a TFDS row into the fields of the template, where they differ.
     tfds_splits: split -> TFDS split, where it differs from `splits`.
@@ -61,6 +62,8 @@ class Task:
     blank: label fields -> values that make a row without a label readable; any that fit.
     few_shot_label: field whose values the few-shot draw balances; None draws k rows in all.
     target_tokens: length limit of targets in tokens, end mark included; None takes the config's.
+    decoding: published decoding options of the task, such as `max_length` and `num_beams`.
+    decode_texts: outputs whose longest sets the published decoding length; () takes `label_words`.
     postprocess: name in `evaluation.postprocess.POSTPROCESS`.
     variants: further templates by a name that says what they do.
     aliases: other names accepted for this task.
@@ -80,6 +83,7 @@ class Task:
       default_factory=lambda: {'train': 'train', 'validation': 'validation', 'test': 'validation'})
   size: str = 'mapped'
   hf: tuple[str, str | None] | None = None
+  hf_splits: Mapping[str, tuple[str, str | None]] = dataclasses.field(default_factory=dict)
   tfds: str | None = None
   tfds_row: Callable[[Row], Row] | None = None
   tfds_splits: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -87,6 +91,8 @@ class Task:
   blank: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {'label': 1})
   few_shot_label: str | None = 'label'
   target_tokens: int | None = None
+  decoding: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  decode_texts: tuple[str, ...] = ()
   postprocess: str = 'text'
   variants: Mapping[str, Template] = dataclasses.field(default_factory=dict)
   aliases: tuple[str, ...] = ()

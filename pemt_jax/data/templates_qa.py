@@ -112,7 +112,7 @@ def social_choices(show: Callable[[str], str]) -> Template:
                        for i, name in enumerate(('answerA', 'answerB', 'answerC')))
     source = (f"question: {text_field(row, 'question')} context: {text_field(row, 'context')} "
               f'{choices}')
-    return [Example(source, str(_numbered(row, 'label', ('1', '2', '3'))))]
+    return [Example(source, str(numbered(row, 'label', ('1', '2', '3'))))]
   return template
 
 
@@ -124,17 +124,22 @@ def five_choices(row: Row) -> list[Example]:
     raise RowError("field 'choices' does not hold five texts; fix the row or remove it")
   choices = ' '.join(f'choice{i}: {text}' for i, text in enumerate(texts, start=1))
   source = f"question: {text_field(row, 'question')} {choices}"
-  return [Example(source, str(_numbered(row, 'answerKey', ('A', 'B', 'C', 'D', 'E'))))]
+  return [Example(source, str(numbered(row, 'answerKey', ('A', 'B', 'C', 'D', 'E'))))]
 
 
 def two_options(row: Row) -> list[Example]:
   """Makes `sentence: {} option1: {} option2: {}` -> the text of the right option (WinoGrande)."""
   options = (text_field(row, 'option1'), text_field(row, 'option2'))
   source = f"sentence: {text_field(row, 'sentence')} option1: {options[0]} option2: {options[1]}"
-  return [Example(source, options[_numbered(row, 'answer', ('1', '2'))])]
+  return [Example(source, options[numbered(row, 'answer', ('1', '2'))])]
 
 
-def _numbered(row: Row, name: str, values: Sequence[str]) -> int:
+def numbered(row: Row, name: str, values: Sequence[str]) -> int:
+  """Returns the place of field `name` among values such as 1, 2, 3 or A, B, C.
+
+  Raises:
+    RowError: it is none of them.
+  """
   value = text_field(row, name).strip()
   if value not in values:
     raise RowError(f"field '{name}' has value '{value}', which is not among {', '.join(values)}; "

@@ -176,8 +176,10 @@ def get_metric(name: str) -> Metric:
   Raises:
     UserError: there is no such metric.
   """
-  from pemt_jax.evaluation.answers import ANSWER_METRICS  # It is built on this module.
-  known = {**METRICS, **ANSWER_METRICS}
+  # They are built on this module.
+  from pemt_jax.evaluation.answers import ANSWER_METRICS
+  from pemt_jax.evaluation.generated import GENERATED_METRICS
+  known = {**ANSWER_METRICS, **GENERATED_METRICS, **METRICS}
   if name in known:
     return known[name]
   call = re.fullmatch(r'(\w+)\((\w+)\)', name)

@@ -42,8 +42,30 @@ def all_answers(predictions: Sequence[str], examples: Sequence[Example]
       list(example.extra.get('answers') or [example.target]) for example in examples]
 
 
+def _number(item: str, kind: Callable[[str], Any]) -> Any:
+  try:
+    return kind(item)
+  except ValueError:
+    return kind(-1)
+
+
+def integers(predictions: Sequence[str], examples: Sequence[Example]
+             ) -> tuple[list[Any], list[Any]]:
+  """Reads whole numbers; any other text is -1."""
+  given, wanted = text(predictions, examples)
+  return [_number(item, int) for item in given], [_number(item, int) for item in wanted]
+
+
+def decimals(predictions: Sequence[str], examples: Sequence[Example]
+             ) -> tuple[list[Any], list[Any]]:
+  """Reads numbers; any other text is -1."""
+  given, wanted = text(predictions, examples)
+  return [_number(item, float) for item in given], [_number(item, float) for item in wanted]
+
+
 POSTPROCESS: Mapping[str, Postprocess] = MappingProxyType({
-    'text': text, 'multirc_groups': multirc_groups, 'all_answers': all_answers})
+    'text': text, 'multirc_groups': multirc_groups, 'all_answers': all_answers,
+    'integers': integers, 'decimals': decimals})
 
 
 def score(task: Task, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:

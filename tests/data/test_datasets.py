@@ -236,7 +236,7 @@ def test_a_split_of_unlabelled_rows_only_has_no_example(tmp_path):
     ({'source': 'web'},
      "data.source 'web' is not known; choose one of local, hf, tfds, playground, crossfit."),
     ({'split_rule': 'half'}, "data.split_rule 'half' is not known; choose one of published, "
-     'natural, first_n_of_train, halved_validation.'),
+     'natural, first_n_of_train, halved_validation, halved_or_cut.'),
     ({'few_shot': 0}, 'data.few_shot is 0; give a number of at least 1.'),
     ({'files': {'dev': 'x'}},
      "data.files names split 'dev'; choose one of train, validation, test.")])
@@ -246,7 +246,7 @@ def test_config_values_out_of_range(values, sentence):
 
 def test_unknown_keys_and_splits(root):
   assert _message(DataConfig.from_mapping, {'shots': 3}).startswith(
-      'data.shots is not a config key; the keys are compat_misaligned_labels, data_seed, ')
+      'data.shots is not a config key; the keys are compat_misaligned_labels, compat_splits, ')
   assert _message(load_task, 'cola', 'dev', DataConfig(root=str(root))) == (
       "the run names split 'dev'; choose one of train, validation, test.")
   config = DataConfig(root=str(root), per_task={'cola': {'shots': 3}})

@@ -166,4 +166,4 @@ def test_unknown_rule_is_an_error():
   with pytest.raises(UserError) as error:
     splits.plan_split(get_task('cola'), 'train', 'half')
   assert str(error.value) == ("data.split_rule 'half' is not known; choose one of published, "
-                              'natural, first_n_of_train, halved_validation.')
+                              'natural, first_n_of_train, halved_validation, halved_or_cut.')
