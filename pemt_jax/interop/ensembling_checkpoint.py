@@ -137,8 +137,8 @@ def read(path: str | pathlib.Path) -> Checkpoint:
 
 def _check_method(flags: Mapping[str, Any], place: Any) -> None:
   if flags.get('tune_method') not in KINDS:
-    raise UserError(f"'{place}' has tune_method '{flags.get('tune_method')}'; those that can be read"
-                    f" are {', '.join(KINDS)}.")
+    raise UserError(f"'{place}' has tune_method '{flags.get('tune_method')}'; those that can be"
+                    f" read are {', '.join(KINDS)}.")
 
 
 def _checkpoint(loaded, path, torch):

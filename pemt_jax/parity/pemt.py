@@ -13,17 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from pemt_jax.errors import UserError
 from pemt_jax.interop import files, pemt_original
 from pemt_jax.interop.pemt_layout import PemtLayout
 from pemt_jax.methods import pemt
-from pemt_jax.methods.base import Method, boxed_shapes, make_loss, shift_right
-from pemt_jax.models import generation
-from pemt_jax.models.decoding import GenerationConfig
+from pemt_jax.methods.base import Method, boxed_shapes, make_loss
 from pemt_jax.models.layers import Compute
 from pemt_jax.models.segments import cut, join
 from pemt_jax.models.t5 import T5
-from pemt_jax.parity import pemt_baselines
+from pemt_jax.parity import common, pemt_baselines
 from pemt_jax.trees import Tree, flatten, merge, unflatten
 
 
@@ -77,17 +74,6 @@ def _weight(options: dict[str, Any]) -> float:
   return float(weight) if isinstance(weight, (int, float)) else 0.0
 
 
-def read_batch(inputs: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-  """Original inputs (labels with -100 for padding) -> a batch."""
-  labels = inputs['labels']
-  return {
-      'inputs': jnp.asarray(inputs['input_ids'], jnp.int32),
-      'inputs_mask': jnp.asarray(inputs['attention_mask'], jnp.float32),
-      'targets': jnp.asarray(np.where(labels < 0, 0, labels), jnp.int32),
-      'targets_mask': jnp.asarray(labels >= 0, jnp.float32),
-      **{name: jnp.asarray(inputs[name], jnp.int32) for name in ('task_ids',) if name in inputs}}
-
-
 def compute(case_dir: pathlib.Path, run: Compute = Compute()) -> dict[str, np.ndarray]:
   """Computes every array that a model case names.
 
@@ -111,7 +97,7 @@ def compute(case_dir: pathlib.Path, run: Compute = Compute()) -> dict[str, np.nd
   state = files.read_tensors(case_dir / 'state.safetensors')
   variables = jax.tree.map(jnp.asarray, pemt_original.state_to_tree(state, layout))
   variables['constants'] |= pemt_baselines.draws_of(inputs, layout)
-  batch = read_batch(inputs)
+  batch = common.read_batch(inputs)
   model = T5(layout.backbone, method.plan, run)
   wanted, shapes = case['arrays'], nn.meta.unbox(boxed_shapes(model))['params']
   tuned, frozen = (cut(part, shapes) for part in _split(variables['params'], layout, wanted))
@@ -129,14 +115,8 @@ def compute(case_dir: pathlib.Path, run: Compute = Compute()) -> dict[str, np.nd
     outputs['moe_weight_metric'] = jnp.stack([metrics[name] for name in order])
   if 'greedy_tokens' in wanted:
     length = wanted['greedy_tokens']['shape'][1]
-    outputs['greedy_tokens'] = _greedy(model, variables, batch, length)
-  missing = [name for name, array in wanted.items()
-             if array.get('required') and name not in outputs]
-  if missing:
-    raise UserError(f"{case_dir / 'case.json'} requires '{missing[0]}', which method"
-                    f" '{method.name}' does not produce; correct its arrays or its method_config.")
-  return {name: np.asarray(value).astype(wanted[name]['dtype'])
-          for name, value in outputs.items() if name in wanted}
+    outputs['greedy_tokens'] = common.greedy(model, variables, batch, length)
+  return common.named_results(outputs, case, case_dir, method.name)
 
 
 def _split(params: Tree, layout: PemtLayout, wanted: dict[str, Any]) -> tuple[Tree, Tree]:
@@ -149,16 +129,7 @@ def _split(params: Tree, layout: PemtLayout, wanted: dict[str, Any]) -> tuple[Tr
 
 
 def _forward(model: T5, variables: Tree, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-  @jax.jit
-  def forward(variables, batch):
-    ids = batch.get('task_ids')
-    encoded = model.apply(variables, batch['inputs'], batch['inputs_mask'], ids, method='encode')
-    decoder_inputs = shift_right(batch['targets'], model.config.start_id)
-    logits, aux = model.apply(variables, decoder_inputs, batch['targets_mask'], encoded,
-                              ids, method='decode')
-    return encoded.states, logits, aux
-
-  states, logits, aux = forward(variables, batch)
+  states, logits, aux = common.forward(model, variables, batch)
   outputs = {'logits': logits, 'encoder_last_hidden_state': states}
   for short, stack in (('enc', 'encoder'), ('dec', 'decoder')):
     for layer, gate in enumerate(aux.get(f'{stack}/mlp/wo/pemt/gate', ())):
@@ -167,20 +138,3 @@ def _forward(model: T5, variables: Tree, batch: dict[str, jax.Array]) -> dict[st
     for layer, loss in enumerate(aux.get(f'{stack}/mlp/wo/pemt/misalignment', ())):
       outputs[f'{short}/{layer}/imbalance_loss'] = loss
   return outputs
-
-
-def _greedy(model: T5, variables: Tree, batch: dict[str, jax.Array], length: int) -> jax.Array:
-  config = model.config
-  options = GenerationConfig(max_length=length, start_id=config.start_id, eos_id=config.eos_id,
-                             pad_id=config.pad_id)
-
-  @jax.jit
-  def run(variables, inputs, mask):
-    encoded = model.apply(variables, inputs, mask, method='encode')
-    memory, cache = model.apply(variables, encoded, inputs.shape[0], length,
-                                method='start_decoding')
-    step = lambda tokens, position, cache: model.apply(
-        variables, tokens, position, cache, memory, method='decode_step')
-    return generation.greedy(step, cache, inputs.shape[0], options)
-
-  return run(variables, batch['inputs'], batch['inputs_mask'])

@@ -16,7 +16,7 @@ from pemt_jax.models.layers import Compute
 from pemt_jax.models.segments import join_shapes
 from pemt_jax.models.sites import Plan, Rule
 from pemt_jax.models.t5 import T5
-from pemt_jax.parity import pemt as parity, pemt_baselines
+from pemt_jax.parity import common, pemt as parity, pemt_baselines
 from pemt_jax.training.rules import FROZEN, assign_groups
 from pemt_jax.trees import flatten
 from tests import tiny
@@ -85,7 +85,7 @@ def test_states_between_the_layers_are_reproduced(name, golden_root):
   variables = pemt_original.state_to_tree(files.read_tensors(folder / 'state.safetensors'), layout)
   model = T5(layout.backbone, Plan((*method.plan.rules, *PROBES)))
   with np.load(folder / 'inputs.npz') as inputs:
-    _, aux = tiny.forward(model, variables, parity.read_batch(dict(inputs)))
+    _, aux = tiny.forward(model, variables, common.read_batch(dict(inputs)))
   with np.load(folder / 'outputs.npz') as expected:
     for short, stack in (('enc', 'encoder'), ('dec', 'decoder')):
       states = [*aux[f'{stack}/self_attention_norm/probe/seen'],
