@@ -45,6 +45,18 @@ class BatchSource(Protocol):
     """Makes a batch from row numbers [batch] (-1: filler), padded to (input, target) lengths."""
 
 
+class Order(Protocol):
+  """Which rows make up the batch of a step; `BatchOrder` is one.
+
+  Attributes:
+    steps_per_epoch: batches of one epoch.
+  """
+  steps_per_epoch: int
+
+  def rows(self, step: int) -> tuple[np.ndarray, int]:
+    """Row numbers [batch_size] of a global step (-1: filler) and the epoch it belongs to."""
+
+
 def length_buckets(limit: int, buckets: Buckets = None, smallest: int = 32) -> tuple[int, ...]:
   """Allowed padded lengths, ascending; the last one is `limit`.
 

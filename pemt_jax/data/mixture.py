@@ -1,4 +1,7 @@
-"""Rows of several tasks in one stream: batches mix tasks, `task_ids` tell them apart."""
+"""Rows of several tasks in one stream; `task_ids` of a batch tell the task of each row.
+
+`MixedTasks` is a `BatchSource` for `pipeline.Stream`, a Grain data set whose position is one number.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,47 @@ import functools
 
 import numpy as np
 
-from pemt_jax.data.buckets import Batch, BatchSource, FILLER
+from pemt_jax.data.buckets import Batch, BatchOrder, BatchSource, FILLER, Order
 from pemt_jax.data.keyed_random import keyed_permutation
+from pemt_jax.data.task_orders import DrawnOrder, SingleTaskOrder
+from pemt_jax.data.task_sampler import TaskSampler
 from pemt_jax.data.tokenized import digest
 from pemt_jax.errors import number, one_of
 
 SAMPLINGS = ('proportional', 'equal', 'temperature')
+BATCHES = ('mixed', 'single', 'drawn')
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixing:
+  """How rows of several tasks come together.
+
+  Attributes:
+    sampling: share of each task; see `shares`.
+    temperature: see `shares`.
+    batches: 'mixed', a batch holds rows of several tasks; 'single', rows of one task. Both show
+      every row of every task at least once in an epoch. 'drawn', the published sampler of ProPETL:
+      rows of one task, tasks and rows drawn with replacement.
+    seed: of 'drawn' (published: 0); None takes that of the stream.
+  """
+
+  sampling: str
+  temperature: float = 2.0
+  batches: str = 'mixed'
+  seed: int | None = None
+
+  def __post_init__(self):
+    """Checks the words.
+
+    Raises:
+      UserError: one is not known.
+    """
+    one_of('config.mixture.sampling', self.sampling, SAMPLINGS)
+    one_of('config.mixture.batches', self.batches, BATCHES)
+
+  def shares(self, sizes: Sequence[int]) -> np.ndarray:
+    """Share of each task: [task], sum 1."""
+    return shares(sizes, self.sampling, self.temperature)
 
 
 def shares(sizes: Sequence[int], sampling: str, temperature: float = 2.0) -> np.ndarray:
@@ -64,20 +102,35 @@ class MixedTasks:
     parts: rows of each task.
     owner: [row] number of the task of each row of an epoch.
     place: [row] its row in the part.
+    mixing: how they come together.
   """
 
   parts: tuple[BatchSource, ...]
   owner: np.ndarray
   place: np.ndarray
+  mixing: Mixing
 
   @classmethod
-  def of(cls, parts: Sequence[BatchSource], sampling: str, temperature: float, seed: int,
-         name: str) -> MixedTasks:
-    """Mixes parts; see `shares` and `epoch_rows`."""
+  def of(cls, parts: Sequence[BatchSource], mixing: Mixing, seed: int, name: str) -> MixedTasks:
+    """Mixes parts; see `Mixing` and `epoch_rows`."""
     sizes = [len(part) for part in parts]
-    rows = epoch_rows(sizes, shares(sizes, sampling, temperature), seed, name)
+    rows = [np.arange(size) for size in sizes]
+    if mixing.batches != 'drawn':
+      rows = epoch_rows(sizes, mixing.shares(sizes), seed, name)
     owner = np.repeat(np.arange(len(parts)), [len(own) for own in rows])
-    return cls(tuple(parts), owner, np.concatenate(rows))
+    return cls(tuple(parts), owner, np.concatenate(rows), mixing)
+
+  def batch_order(self, keys: np.ndarray, batch_size: int, seed: int | None, name: str,
+                  lookahead: int, drop_remainder: bool) -> Order:
+    """Which rows make up the batch of a step; arguments as those of `BatchOrder`."""
+    if self.mixing.batches == 'drawn':
+      sizes = tuple(len(part) for part in self.parts)
+      own = (seed or 0) if self.mixing.seed is None else self.mixing.seed
+      return DrawnOrder(TaskSampler(sizes, self.mixing.shares(sizes), batch_size, own))
+    if self.mixing.batches == 'single':
+      return SingleTaskOrder.of(self.owner, keys, seed, name, batch_size=batch_size,
+                                lookahead=lookahead, drop_remainder=drop_remainder)
+    return BatchOrder(keys, batch_size, seed, name, lookahead, drop_remainder)
 
   def __len__(self) -> int:
     return len(self.owner)
@@ -111,9 +164,9 @@ class MixedTasks:
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """Hex digest of the parts and of the rows of an epoch."""
+    """Hex digest of the parts, of the rows of an epoch, and of how they come together."""
     rows = digest(self.owner.tobytes().hex(), self.place.tobytes().hex())
-    return digest(rows, *(part.fingerprint for part in self.parts))
+    return digest(rows, repr(self.mixing), *(part.fingerprint for part in self.parts))
 
   def assemble(self, rows: np.ndarray, epoch: int, lengths: tuple[int, int]) -> Batch:
     """Makes a batch; `example_ids` count within the task of the row.

@@ -11,15 +11,15 @@ import dataclasses
 from typing import Any
 
 from pemt_jax.data.buckets import (
-    Batch, BatchOrder, BatchSource, Buckets, PaddedShapes, batch_stats, check_batch, eval_batches,
-    process_rows, stack_batches, steps_per_epoch)
+    Batch, BatchOrder, BatchSource, Buckets, Order, PaddedShapes, batch_stats, check_batch,
+    eval_batches, process_rows, stack_batches, steps_per_epoch)
 from pemt_jax.data.tokenized import (
     Ragged, TokenizedData, concatenate_data, digest, tokenize_examples)
 from pemt_jax.errors import UserError
 
 __all__ = [
     'Batch', 'BatchSource', 'Ragged', 'Stream', 'StreamConfig', 'TokenizedData', 'batch_stats',
-    'concatenate_data', 'eval_batches', 'stack_batches', 'steps_per_epoch', 'tokenize_examples']
+    'concatenate_data', 'eval_batches', 'order_of', 'stack_batches', 'steps_per_epoch', 'tokenize_examples']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +54,17 @@ class StreamConfig:
   prefetch: int = 2
 
 
+def order_of(source: BatchSource, config: StreamConfig) -> tuple[PaddedShapes, Order]:
+  """Returns the padded shapes of a stream, and which rows make up the batch of each step.
+
+  A source with a method `batch_order` decides that itself.
+  """
+  shapes = PaddedShapes.of(source, config.buckets, config.target_buckets)
+  make = getattr(source, 'batch_order', BatchOrder)
+  return shapes, make(shapes.keys(), config.batch_size, config.seed if config.shuffle else None,
+                      config.name, config.lookahead, config.drop_remainder)
+
+
 class Stream:
   """Iterator over the batches of epoch 0, 1, 2, ... without end.
 
@@ -71,10 +82,7 @@ class Stream:
     if config.lookahead < 1:
       raise UserError(f'lookahead={config.lookahead} is not a number of steps; give at least 1.')
     self._source, self._config = source, config
-    self._shapes = PaddedShapes.of(source, config.buckets, config.target_buckets)
-    self._order = BatchOrder(
-        self._shapes.keys(), config.batch_size, config.seed if config.shuffle else None,
-        config.name, config.lookahead, config.drop_remainder)
+    self._shapes, self._order = order_of(source, config)
     self.steps_per_epoch = self._order.steps_per_epoch
     if not self.steps_per_epoch:
       raise UserError(f'drop_remainder leaves no batch: batch_size={config.batch_size} is above '

@@ -187,5 +187,5 @@ def get_metric(name: str) -> Metric:
     return functools.partial(mean_multiclass_f1, classes=int(call[2]))
   if call and call[1] == 'mean_group_metric' and call[2] in METRICS:
     return mean_group_metric(METRICS[call[2]])
-  raise UserError(f"there is no metric '{name}'; the names are {', '.join(METRICS)}, "
+  raise UserError(f"there is no metric '{name}'; the names are {', '.join(known)}, "
                   'mean_multiclass_f1(<classes>) and mean_group_metric(<metric>).')

@@ -111,7 +111,7 @@ class Evaluator:
     """Returns the metrics of each replica: the task's, `loss`, and means of auxiliaries.
 
     A mixture has the metrics of every task behind its name, such as `rte/accuracy`, and the mean of
-    the tasks' average metrics.
+    the tasks' average metrics, or of all values that these average (`config.mixture.average`).
     """
     names = [replica.name for replica in replicas]
     texts, statistics = self.predictions(tuned, frozen, constants, names, split)
@@ -126,16 +126,18 @@ class Evaluator:
     if not spec.parts:
       data = self.store.examples(spec, split)
       return score(data.task, texts, data.examples)
-    found, text, batch = {}, 0, 0
+    found, counts, text, batch = {}, [], 0, 0
     for part in spec.parts:
       size = len(self.store.examples(part, split).examples)
       count = pipeline.steps_per_epoch(size, part.config.data.eval_batch_size)
       own = self._metrics(part, split, texts[text:text + size], ())
+      counts.append(list(own).index(AVERAGE))  # The values that it averages stand before it.
       own |= summarise(statistics[batch:batch + count])
       found |= {f'{part.task}/{name}': value for name, value in own.items()}
       text, batch = text + size, batch + count
     averages = [found[f'{task}/{AVERAGE}'] for task in spec.tasks]
-    return found | {AVERAGE: float(np.mean(averages))}
+    weights = counts if spec.config.mixture.average == 'values' else None
+    return found | {AVERAGE: float(np.average(averages, weights=weights))}
 
 
 def summarise(statistics: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:

@@ -14,7 +14,7 @@ import numpy as np
 from pemt_jax.data import pipeline
 from pemt_jax.data.answers import draw_answers
 from pemt_jax.data.datasets import TaskData, load_task
-from pemt_jax.data.mixture import SAMPLINGS, MixedTasks
+from pemt_jax.data.mixture import MixedTasks, Mixing
 from pemt_jax.data.tasks import PLAYGROUND_PREFIX, get_task
 from pemt_jax.data.tokenizer import Tokenizer
 from pemt_jax.errors import UserError, number, one_of
@@ -93,7 +93,8 @@ def _specs_of(config: mlc.ConfigDict, task: str) -> list[ReplicaSpec]:
 
 def _mixtures(config: mlc.ConfigDict, specs: list[list[ReplicaSpec]]) -> list[ReplicaSpec]:
   """Replicas that train on all tasks; each has one of every task's replicas as parts."""
-  one_of('config.mixture.sampling', config.mixture.sampling, SAMPLINGS)
+  mixing_of(config)
+  one_of('config.mixture.average', config.mixture.average, ('tasks', 'values'))
   found = []
   for parts in zip(*specs, strict=True):
     for part in parts:
@@ -104,6 +105,16 @@ def _mixtures(config: mlc.ConfigDict, specs: list[list[ReplicaSpec]]) -> list[Re
     name = MIXTURE + first.name.removeprefix(first.task.replace('/', '-'))
     found.append(dataclasses.replace(first, name=name, config=config, parts=parts))
   return found
+
+
+def mixing_of(config: mlc.ConfigDict) -> Mixing:
+  """How the tasks of a mixture come together.
+
+  Raises:
+    UserError: a word that is not known.
+  """
+  mixture = config.mixture
+  return Mixing(mixture.sampling, mixture.temperature, mixture.batches, mixture.seed)
 
 
 def _check(specs: Sequence[ReplicaSpec]) -> None:
@@ -182,9 +193,8 @@ class RowStore:
 
   def _train_rows(self, spec: ReplicaSpec) -> pipeline.BatchSource:
     if spec.parts:
-      mixture = spec.config.mixture
       parts = [self._train_rows(part) for part in spec.parts]
-      return MixedTasks.of(parts, mixture.sampling, mixture.temperature, spec.seed, spec.name)
+      return MixedTasks.of(parts, mixing_of(spec.config), spec.seed, spec.name)
     cache = spec.config.data.cache_dir or self.cache_dir
     return draw_answers(self.tokens(spec, 'train'), self.examples(spec, 'train').examples,
                         self.tokenizer, spec.seed, cache)
@@ -195,8 +205,9 @@ class RowStore:
 
   def steps_per_epoch(self, spec: ReplicaSpec) -> int:
     """Updates per pass over the training rows; see `data.mixture` for an epoch of several tasks."""
-    rows = len(self._train_rows(spec) if spec.parts else self.tokens(spec, 'train'))
-    return pipeline.steps_per_epoch(rows, spec.config.data.batch_size)
+    if spec.parts:
+      return pipeline.order_of(self._train_rows(spec), stream_config(spec))[1].steps_per_epoch
+    return pipeline.steps_per_epoch(len(self.tokens(spec, 'train')), spec.config.data.batch_size)
 
   def eval_batches(self, spec: ReplicaSpec, split: str) -> list[pipeline.Batch]:
     """Evaluation batches, long rows first; task by task where there are several."""
