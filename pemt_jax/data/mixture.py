@@ -1,6 +1,6 @@
 """Rows of several tasks in one stream; `task_ids` of a batch tell the task of each row.
 
-`MixedTasks` is a `BatchSource` for `pipeline.Stream`, a Grain data set whose position is one number.
+`MixedTasks` is a `BatchSource` for `pipeline.Stream`, a Grain data set that resumes at any batch.
 """
 
 from __future__ import annotations

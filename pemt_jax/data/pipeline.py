@@ -19,7 +19,8 @@ from pemt_jax.errors import UserError
 
 __all__ = [
     'Batch', 'BatchSource', 'Ragged', 'Stream', 'StreamConfig', 'TokenizedData', 'batch_stats',
-    'concatenate_data', 'eval_batches', 'order_of', 'stack_batches', 'steps_per_epoch', 'tokenize_examples']
+    'concatenate_data', 'eval_batches', 'order_of', 'stack_batches', 'steps_per_epoch',
+    'tokenize_examples']
 
 
 @dataclasses.dataclass(frozen=True)

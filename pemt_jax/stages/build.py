@@ -20,6 +20,7 @@ from pemt_jax.models.t5 import T5
 from pemt_jax.stages import prompt_sources, prompts
 from pemt_jax.stages.backbone import Backbone, as_frozen, load_backbone
 from pemt_jax.stages.config import generation_config, options_of
+from pemt_jax.stages.decoding import TaskPredict
 from pemt_jax.stages.evaluate import Evaluator, make_predict
 from pemt_jax.stages.prompt_sources import PromptSources
 from pemt_jax.stages.rows import ReplicaSpec, RowStore, replica_specs
@@ -204,6 +205,7 @@ def build(config: mlc.ConfigDict, workdir: str | pathlib.Path,
   method = make_method(config, backbone, length, sources, source_prompts)
   model = T5(backbone.config, method.plan, backbone.compute)
   start = Start(config, backbone, model, method, specs, ids, sources, source_prompts)
-  predict = make_predict(model, method, generation_config(config, backbone.config))
+  predict = TaskPredict(config, generation_config(config, backbone.config), backbone.tokenizer,
+                        lambda options: make_predict(model, method, options))
   evaluator = Evaluator(predict, store, specs)
   return Stage(config, backbone, method, model, specs, store, start, evaluator, sources, folders)

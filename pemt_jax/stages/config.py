@@ -24,6 +24,8 @@ STAGES = {
 }
 
 
+_GENERATION = ('max_length', 'num_beams', 'length_penalty', 'early_stopping')
+
 # Fields of `train` that each replica has for itself, whatever the others of its program do.
 _OWN_TRAIN_FIELDS = ('steps', 'epochs', 'learning_rate', 'warmup_steps')
 
@@ -131,6 +133,7 @@ def base_config(stage: str) -> mlc.ConfigDict:
     data[name] = {split: optional(None, str) for split in SPLITS}
   data.max_source_length = 256    # tokens of the input text, prompt not counted
   data.max_target_length = 128    # tokens; tasks with labels state their own limit
+  data.compat_truncated_targets = False  # score against targets cut to that length (published)
   data.batch_size = 32            # rows per step and replica
   data.eval_batch_size = 128      # rows per evaluation batch and replica
   data.buckets = ()               # allowed input lengths; () takes powers of two from 32
@@ -145,8 +148,9 @@ def base_config(stage: str) -> mlc.ConfigDict:
   data.mean_span = 3.0            # tokens (span corruption)
   data.validation_chunks = 64     # chunks held out (span corruption)
   config.generation = generation = mlc.ConfigDict()
-  for name in ('max_length', 'num_beams', 'length_penalty', 'early_stopping'):
+  for name in _GENERATION:
     generation[name] = getattr(GenerationConfig(), name)
+  generation.by_task = False      # a task's own max_length and num_beams come before these
   config.train = default_train_config()
   config.train.metric = 'average_metrics'
   # Fields that differ for a task, such as {'superglue-multirc': {'data': {'batch_size': 64}}}; see
@@ -276,5 +280,6 @@ def parse_argument(text: str | None, **defaults: Any) -> dict[str, Any]:
 
 def generation_config(config: mlc.ConfigDict, model_config: Any) -> GenerationConfig:
   """Returns the decoding options with the ids of the backbone."""
-  return GenerationConfig(**config.generation.to_dict(), start_id=model_config.start_id,
+  options = {name: config.generation[name] for name in _GENERATION}
+  return GenerationConfig(**options, start_id=model_config.start_id,
                           eos_id=model_config.eos_id, pad_id=model_config.pad_id)

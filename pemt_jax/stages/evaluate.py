@@ -16,10 +16,12 @@ from pemt_jax.methods.base import Method, shift_right, token_cross_entropy
 from pemt_jax.models import generation
 from pemt_jax.models.decoding import GenerationConfig
 from pemt_jax.models.t5 import T5
+from pemt_jax.stages.decoding import TaskPredict
 from pemt_jax.stages.rows import ReplicaSpec, RowStore
 from pemt_jax.trees import Tree
 
 AXIS = 'replica'
+FREE_TEXT = {'bleu', 'rouge', 'rouge_bootstrap'}  # metrics that depend on the length
 
 
 def make_predict(model: T5, method: Method, options: GenerationConfig) -> Callable[..., Any]:
@@ -69,15 +71,14 @@ class Evaluator:
   """Scores replicas on a split.
 
   Attributes:
-    predict: see `make_predict`.
+    predict_of: task -> compiled prediction; see `make_predict`.
     store: rows.
     specs: replica name -> what it trains on.
     latest: (replica name, split) -> texts and statistics of the last evaluation.
   """
 
-  def __init__(self, predict: Callable[..., Any], store: RowStore,
-               specs: Mapping[str, ReplicaSpec]):
-    self.predict = predict
+  def __init__(self, predict_of: TaskPredict, store: RowStore, specs: Mapping[str, ReplicaSpec]):
+    self.predict_of = predict_of
     self.store = store
     self.specs = specs
     self.latest: dict[tuple[str, str], tuple[list[str], list[dict[str, np.ndarray]]]] = {}
@@ -89,48 +90,73 @@ class Evaluator:
     Returns:
       For each replica the texts in the order of its examples, and the statistics of its batches.
     """
+    tokens, statistics = self._decode(tuned, frozen, constants, names, split)
+    decode = self.store.tokenizer.decode_batch
+    return [decode(rows) for rows in tokens], statistics
+
+  def _decode(self, tuned, frozen, constants, names, split):
+    """Tokens of each replica in the order of its examples, and the statistics of its batches."""
     specs = [self.specs[name] for name in names]
     batches = [self.store.eval_batches(spec, split) for spec in specs]
     tokens: list[dict[tuple[int, int], np.ndarray]] = [{} for _ in specs]  # by (task, example)
     statistics: list[list[dict[str, np.ndarray]]] = [[] for _ in specs]
     for number in range(max(map(len, batches))):
       group = [own[number] if number < len(own) else filler_like(own[-1]) for own in batches]
-      out, stats = jax.device_get(self.predict(tuned, frozen, constants,
-                                               pipeline.stack_batches(group)))
-      for i, batch in enumerate(group):
+      tasks = [spec.tasks[batch['task_ids'].max() if spec.parts else 0]
+               for spec, batch in zip(specs, group, strict=True)]
+      found = self._predict(tuned, frozen, constants, tasks, group)
+      for i, (batch, (out, stats)) in enumerate(zip(group, found, strict=True)):
         names_of_rows = zip(batch['task_ids'].tolist(), batch['example_ids'].tolist(), strict=True)
-        tokens[i] |= {key: out[i, row]
+        tokens[i] |= {key: out[row]
                       for row, key in enumerate(names_of_rows) if key[1] != FILLER}
         if number < len(batches[i]):
-          statistics[i].append({name: np.asarray(value[i]) for name, value in stats.items()})
-    decode = self.store.tokenizer.decode_batch
-    return [decode([found[key] for key in sorted(found)]) for found in tokens], statistics
+          statistics[i].append(stats)
+    return [[own[key] for key in sorted(own)] for own in tokens], statistics
+
+  def _predict(self, tuned, frozen, constants, tasks, group):
+    """(tokens, statistics) of the batch of each replica, decoded as its task wants it."""
+    chosen, found = [self.predict_of(task) for task in tasks], {}
+    for predict in dict.fromkeys(chosen):
+      places = [i for i, own in enumerate(chosen) if own is predict]
+      trees = tuned, constants
+      if len(places) < len(group):
+        trees = jax.tree.map(lambda leaf: leaf[np.asarray(places)], trees)
+      batch = pipeline.stack_batches([group[i] for i in places])
+      out, stats = jax.device_get(predict(trees[0], frozen, trees[1], batch))
+      for row, i in enumerate(places):
+        found[i] = out[row], {name: np.asarray(value[row]) for name, value in stats.items()}
+    return [found[i] for i in range(len(group))]
 
   def __call__(self, tuned: Tree, frozen: Tree, constants: Tree, replicas: Sequence[Any],
                split: str) -> list[dict[str, float]]:
     """Returns the metrics of each replica: the task's, `loss`, and means of auxiliaries.
 
-    A mixture has the metrics of every task behind its name, such as `rte/accuracy`, and the mean of
+    Where texts are free, `generated_tokens` is the mean number of tokens, end mark included. A
+    mixture has the metrics of every task behind its name, such as `rte/accuracy`, and the mean of
     the tasks' average metrics, or of all values that these average (`config.mixture.average`).
     """
     names = [replica.name for replica in replicas]
-    texts, statistics = self.predictions(tuned, frozen, constants, names, split)
+    tokens, statistics = self._decode(tuned, frozen, constants, names, split)
     results = []
-    for name, own, stats in zip(names, texts, statistics, strict=True):
-      self.latest[name, split] = own, stats
+    for name, own, stats in zip(names, tokens, statistics, strict=True):
+      self.latest[name, split] = self.store.tokenizer.decode_batch(own), stats
       results.append(self._metrics(self.specs[name], split, own, stats) | summarise(stats))
     return results
 
-  def _metrics(self, spec, split, texts, statistics):
-    """Metrics of the texts that a replica gave for a split."""
+  def _metrics(self, spec, split, tokens, statistics):
+    """Metrics of the tokens that a replica gave for a split."""
     if not spec.parts:
-      data = self.store.examples(spec, split)
-      return score(data.task, texts, data.examples)
+      task, examples = self.store.examples(spec, split).task, self.store.references(spec, split)
+      found = score(task, self.store.tokenizer.decode_batch(tokens), examples)
+      if FREE_TEXT & set(task.metrics):
+        lengths = [np.count_nonzero(row != self.store.tokenizer.pad_id) for row in tokens]
+        found['generated_tokens'] = float(np.mean(lengths))
+      return found
     found, counts, text, batch = {}, [], 0, 0
     for part in spec.parts:
       size = len(self.store.examples(part, split).examples)
       count = pipeline.steps_per_epoch(size, part.config.data.eval_batch_size)
-      own = self._metrics(part, split, texts[text:text + size], ())
+      own = self._metrics(part, split, tokens[text:text + size], ())
       counts.append(list(own).index(AVERAGE))  # The values that it averages stand before it.
       own |= summarise(statistics[batch:batch + count])
       found |= {f'{part.task}/{name}': value for name, value in own.items()}

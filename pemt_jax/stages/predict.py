@@ -163,9 +163,9 @@ def predict_examples(expert: LoadedExpert, examples: list[Example],
       list(fields.target_buckets) or None))
   texts: dict[int, str] = {}
   frozen = stage.start.frozen
+  predict = stage.evaluator.predict_of(task)
   for batch in batches:
-    out, _ = stage.evaluator.predict(expert.tuned, frozen, expert.constants,
-                                     pipeline.stack_batches([batch]))
+    out, _ = predict(expert.tuned, frozen, expert.constants, pipeline.stack_batches([batch]))
     decoded = tokenizer.decode_batch(np.asarray(out)[0])
     texts |= {int(example): decoded[row]
               for row, example in enumerate(batch['example_ids']) if example >= 0}

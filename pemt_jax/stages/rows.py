@@ -16,6 +16,7 @@ from pemt_jax.data.answers import draw_answers
 from pemt_jax.data.datasets import TaskData, load_task
 from pemt_jax.data.mixture import MixedTasks, Mixing
 from pemt_jax.data.tasks import PLAYGROUND_PREFIX, get_task
+from pemt_jax.data.templates import Example
 from pemt_jax.data.tokenizer import Tokenizer
 from pemt_jax.errors import UserError, number, one_of
 from pemt_jax.stages.config import data_config, for_task
@@ -190,6 +191,16 @@ class RowStore:
           max_target_length=data.task.target_tokens or fields.max_target_length,
           cache_dir=fields.cache_dir or self.cache_dir)
     return self._tokens[key]
+
+  def references(self, spec: ReplicaSpec, split: str) -> Sequence[Example]:
+    """Examples of one task as they are scored."""
+    examples = self.examples(spec, split).examples
+    if not spec.config.data.compat_truncated_targets:
+      return examples
+    targets, decode = self.tokens(spec, split).targets, self.tokenizer.decode_batch
+    texts = decode([targets.row(i) for i in range(len(examples))])
+    return [dataclasses.replace(example, target=text)
+            for example, text in zip(examples, texts, strict=True)]
 
   def _train_rows(self, spec: ReplicaSpec) -> pipeline.BatchSource:
     if spec.parts:

@@ -95,7 +95,8 @@ def test_rows_of_a_task_use_its_prompt_in_generation(attempt):
   losses = []
   for ids in (0, 1):
     batch = lift(batches[0] | {'task_ids': np.full_like(batches[0]['task_ids'], ids)})
-    losses.append(stage.evaluator.predict(tree, stage.start.frozen, constants, batch)[1]['total'])
+    predict = stage.evaluator.predict_of(small.SOURCES[ids])
+    losses.append(predict(tree, stage.start.frozen, constants, batch)[1]['total'])
   assert abs(float(losses[0][0]) - float(losses[1][0])) > 1e-3
 
 

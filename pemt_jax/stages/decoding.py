@@ -1,0 +1,63 @@
+"""Decoding options of each task."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections as mlc
+
+from pemt_jax.data.tasks import get_task
+from pemt_jax.data.tokenizer import Tokenizer
+from pemt_jax.models.decoding import GenerationConfig
+
+
+def task_options(task: str, options: GenerationConfig, tokenizer: Tokenizer) -> GenerationConfig:
+  """Returns options with those that a task states in their place.
+
+  A task with label words decodes as many tokens as the longest of them has, end mark included; the
+  start token counts, so that the end mark of the longest is left out.
+
+  Args:
+    task: name of the task.
+    options: for whatever the task does not state.
+    tokenizer: counts the tokens.
+  """
+  stated = get_task(task)
+  own = dict(stated.decoding)
+  texts = stated.decode_texts or stated.label_words
+  if texts and 'max_length' not in own:
+    own['max_length'] = max(map(len, tokenizer.encode_batch(list(texts))))
+  return dataclasses.replace(options, **own)
+
+
+class TaskPredict:
+  """Compiled predictions by task; tasks with the same options share one.
+
+  Attributes:
+    default: prediction with the options of the config.
+  """
+
+  def __init__(self, config: mlc.ConfigDict, options: GenerationConfig, tokenizer: Tokenizer,
+               make: Callable[[GenerationConfig], Callable[..., Any]]):
+    """Prepares predictions; each is compiled when it is used.
+
+    Args:
+      config: config of the stage.
+      options: its decoding options.
+      tokenizer: see `task_options`.
+      make: decoding options -> compiled prediction.
+    """
+    self._by_task, self._options, self._tokenizer = config.generation.by_task, options, tokenizer
+    self._make, self.default = make, make(options)
+    self._made = {options: self.default}
+
+  def __call__(self, task: str) -> Callable[..., Any]:
+    """Returns the prediction of a task."""
+    if not self._by_task:
+      return self.default
+    options = task_options(task, self._options, self._tokenizer)
+    if options not in self._made:
+      self._made[options] = self._make(options)
+    return self._made[options]
