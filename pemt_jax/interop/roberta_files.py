@@ -14,8 +14,8 @@ from pemt_jax.models import roberta_config
 from pemt_jax.models.roberta_config import RobertaConfig
 from pemt_jax.trees import Tree
 
-# Foreign module, path, foreign shape (attributes of the config). A projection has `weight` [out, in]
-# and `bias`, a norm `weight` and `bias`, a table `weight`.
+# Foreign module, path, foreign shape (attributes of the config). A projection has `weight`
+# [out, in] and `bias`, a norm `weight` and `bias`, a table `weight`.
 _TABLES = (('embeddings.word_embeddings', 'shared', 'vocab_size'),
            ('embeddings.position_embeddings', 'encoder/positions', 'positions'),
            ('embeddings.token_type_embeddings', 'encoder/token_types', 'token_types'))

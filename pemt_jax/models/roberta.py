@@ -23,7 +23,8 @@ from pemt_jax.models.stack import (
     Encoded, LayerStack, ModelDeltas, concatenate_aux, with_prompt)
 
 LAYER_SITES = ('self_attention', *(f'self_attention/{name}' for name in 'qkvo'),
-               'self_attention_norm', 'mlp/wi', 'mlp/wo', 'mlp_norm')
+               'self_attention_residual', 'self_attention_norm', 'mlp/wi', 'mlp/wo',
+               'mlp_residual', 'mlp_norm')
 HEAD_SITES = ('head/dense', 'head/out')
 
 
@@ -185,7 +186,7 @@ class Roberta(nn.Module):
 
   def classify(self, encoded: Encoded, task_ids: jax.Array | None = None,
                key: jax.Array | None = None) -> tuple[jax.Array, Aux]:
-    """Logits [batch, labels] float32 of the first token's state, behind a prompt if there is one."""
+    """Logits [batch, labels] float32 of the first token's state; a prompt is not a token."""
     first = 0 if encoded.prompt_mask is None else encoded.prompt_mask.shape[0]
     context = SiteContext(jnp.ones((encoded.mask.shape[0], 1)), encoded.rows, task_ids=task_ids,
                           key=key, model=self.deltas())

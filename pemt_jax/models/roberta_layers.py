@@ -7,7 +7,7 @@ from flax import linen as nn
 
 from pemt_jax.models.blocks import (
     MLP, Attention, BlockStyle, LayerInputs, StackInputs, StackSpec)
-from pemt_jax.models.layers import Norm
+from pemt_jax.models.layers import OpenSite
 from pemt_jax.models.roberta_config import RobertaConfig
 from pemt_jax.models.sites import Aux, SiteContext
 
@@ -28,6 +28,9 @@ class PostNormLayer(nn.Module):
     self.self_attention_norm = self.spec.norm('self_attention_norm')
     self.mlp = MLP(self.spec)
     self.mlp_norm = self.spec.norm('mlp_norm')
+    end = lambda name: OpenSite(self.spec.site(name, ('embed', 'embed')), self.spec.plan)
+    self.self_attention_residual = end('self_attention_residual')
+    self.mlp_residual = end('mlp_residual')
 
   def __call__(self, x: jax.Array, inputs: StackInputs,
                layer: LayerInputs) -> tuple[jax.Array, Aux]:
@@ -37,16 +40,17 @@ class PostNormLayer(nn.Module):
     x = nn.with_logical_constraint(x, ('act_batch', 'act_length', 'act_embed'))
     reading = context.replace(sublayer_input=x, residual=x)
     y, auxiliaries = self.self_attention(x, inputs.replace(context=reading))
-    y = self.spec.drop(y, context, 'self_attention')
-    x, aux = joined(self.self_attention_norm, x, y, context)
+    x, aux = self._end('self_attention', x, y, context)
     auxiliaries |= aux
     y, aux = self.mlp(x, context.replace(sublayer_input=x, residual=x))
-    y = self.spec.drop(y, context, 'mlp')
-    x, more = joined(self.mlp_norm, x, y, context)
+    x, more = self._end('mlp', x, y, context)
     return x, auxiliaries | aux | more
 
-
-def joined(norm: Norm, x: jax.Array, y: jax.Array,
+  def _end(self, name: str, x: jax.Array, y: jax.Array,
            context: SiteContext) -> tuple[jax.Array, Aux]:
-  """norm(y + x), where deltas also see the parts: y the sub-layer's output, x the residual."""
-  return norm(y + x, context.replace(residual=x, sublayer_output=y))
+    """The end of a sub-layer: dropout of its output y, sum with the residual x, norm; two sites."""
+    y = self.spec.drop(y, context, name)
+    context = context.replace(residual=x, sublayer_output=y)
+    total, aux = getattr(self, f'{name}_residual')(lambda value: x + value, y, context)
+    x, more = getattr(self, f'{name}_norm')(total, context)
+    return x, aux | more

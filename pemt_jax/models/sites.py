@@ -39,10 +39,10 @@ class SiteContext:
     prompt_mask: [prompt] 1 for real prompt positions at the front of the encoder; None without
       a prompt. Padding of prompts stands on the left, so that distances to the text are kept.
     sublayer_input: [batch, length, embed] normalised input of the current sub-layer.
-    residual: [batch, length, embed] the same before the norm: the residual stream. At a norm behind
-      a residual sum: the stream without the sub-layer's output.
-    sublayer_output: [batch, length, embed] output of the sub-layer after dropout, at a norm behind a
-      residual sum; otherwise None.
+    residual: [batch, length, embed] the same before the norm: the residual stream. At the end of a
+      sub-layer: the stream without the sub-layer's output.
+    sublayer_output: [batch, length, embed] what the sub-layer adds to the residual stream, dropout
+      included; at the ends of sub-layers (`*_residual`, norms behind the sum), otherwise None.
     encoder_states: [batch, source_length, embed] final encoder output (decoder only).
     encoder_mask: [batch, source_length] 1 for real encoder positions (decoder only).
     task_ids: [batch] task of each row, or None.

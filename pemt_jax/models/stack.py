@@ -61,7 +61,9 @@ def segment_name(start: int, stop: int, depth: int) -> str:
 def concatenate_aux(parts: Sequence[Aux]) -> Aux:
   """Joins the auxiliaries of segments on their [layer] axis."""
   names = sorted({name for part in parts for name in part})
-  return {name: jnp.concatenate([part[name] for part in parts if name in part]) for name in names}
+  join = lambda *leaves: jnp.concatenate(leaves)
+  return {name: jax.tree.map(join, *(part[name] for part in parts if name in part))
+          for name in names}
 
 
 class ModelDeltas(nn.Module):
