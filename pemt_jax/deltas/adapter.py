@@ -108,7 +108,8 @@ class Adapter(Delta):
     bottleneck: its shape.
     reads: what r is: 'output' s (Houlsby et al. 2019; PEMT's target adapter), 'sum' s + h
       (Pfeiffer et al. 2021, as AdapterHub has it for T5), 'input' h (AdapterHub's parallel form),
-      'normed' the norm of h (parallel, He et al. 2022).
+      'normed' the norm of h (parallel, He et al. 2022); where base is the end of a sub-layer,
+      'sublayer' is what it adds to h.
   """
 
   bottleneck: Bottleneck
@@ -132,7 +133,9 @@ def read(what: str, y: jax.Array, context: SiteContext) -> jax.Array:
     return y
   if what == 'sum':
     return y + context.residual.astype(y.dtype)
-  return (context.residual if what == 'input' else context.sublayer_input).astype(y.dtype)
+  source = {'input': context.residual, 'normed': context.sublayer_input,
+            'sublayer': context.sublayer_output}[what]
+  return source.astype(y.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Binary masks that keep the largest scores of a tensor, with a straight-through gradient.
 
-The operator of Zeng et al. (2023, sec. 3): of n scores the int((1 - density) n) smallest by absolute
-value give 0, the others 1. Backwards the mask counts as the absolute value.
+The operator of Zeng et al. (2023, sec. 3): of n scores the int((1 - density) n) smallest by
+absolute value give 0, the others 1. Backwards the mask counts as the absolute value.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ def _threshold(bits: jax.Array, zeros: int) -> jax.Array:
   return jax.lax.fori_loop(0, 31, body, bits[:, :1] * 0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def top_mask(scores: jax.Array, density: float, leading: int = 0) -> jax.Array:
   """Keeps the entries of largest absolute value: exactly n - int((1 - density) n) ones each.
 
@@ -63,6 +62,11 @@ def top_mask(scores: jax.Array, density: float, leading: int = 0) -> jax.Array:
   Raises:
     UserError: a density out of its range.
   """
+  return _top_mask(scores, density, leading)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _straight_through(scores, density, leading):
   shape = scores.shape
   entries = math.prod(shape[leading:])
   zeros = zeros_of(entries, density)
@@ -79,7 +83,7 @@ def top_mask(scores: jax.Array, density: float, leading: int = 0) -> jax.Array:
 
 
 def _forward(scores, density, leading):
-  return top_mask(scores, density, leading), jnp.sign(scores)
+  return _straight_through(scores, density, leading), jnp.sign(scores)
 
 
 def _backward(density, leading, sign, gradient):
@@ -87,7 +91,8 @@ def _backward(density, leading, sign, gradient):
   return (gradient * sign,)
 
 
-top_mask.defvjp(_forward, _backward)
+_straight_through.defvjp(_forward, _backward)
+_top_mask = jax.jit(_straight_through, static_argnums=(1, 2))
 
 
 COMBINATIONS = ('or', 'and', 'add')

@@ -101,11 +101,40 @@ def token_cross_entropy(logits: jax.Array, targets: jax.Array,
   return -jnp.sum(log_probability(logits, targets) * mask), jnp.sum(mask)
 
 
-def make_loss(model: T5, method: Method) -> Callable[..., tuple[jax.Array, Metrics]]:
+REDUCTIONS = ('mean', 'sum')
+
+
+@dataclasses.dataclass(frozen=True)
+class LossForm:
+  """How the losses of target tokens make the loss of a batch.
+
+  Attributes:
+    smoothing: share of the target's probability that is spread evenly over the vocabulary, [0, 1).
+    reduction: 'mean' over the real tokens of a batch, or their 'sum'. Microbatches are weighted by
+      their tokens under 'mean' and equally under 'sum'.
+  """
+
+  smoothing: float = 0.0
+  reduction: str = 'mean'
+
+
+def smoothing_loss(logits: jax.Array, mask: jax.Array) -> jax.Array:
+  """Sum over the real tokens of the mean of -log p over the vocabulary; [] nats.
+
+  Args:
+    logits: [batch, length, vocab] float32.
+    mask: [batch, length] 1 for real tokens.
+  """
+  each = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
+  return jnp.sum(each * mask)
+
+
+def make_loss(model: T5, method: Method,
+              form: LossForm = LossForm()) -> Callable[..., tuple[jax.Array, Metrics]]:
   """Returns loss_fn(tuned, frozen, constants, batch, key) -> (loss [], metrics) of one replica.
 
-  The loss is the mean over all real target tokens of the batch plus the method's extra loss.
-  `metrics['weight']` is the number of target tokens.
+  The loss is the mean over all real target tokens of the batch, or what `form` says, plus the
+  method's extra loss. `metrics['weight']` is what the batch counts among microbatches.
   """
   def loss_fn(tuned: Tree, frozen: Tree, constants: Tree, batch: dict[str, Any],
               key: jax.Array | None) -> tuple[jax.Array, Metrics]:
@@ -119,12 +148,18 @@ def make_loss(model: T5, method: Method) -> Callable[..., tuple[jax.Array, Metri
     cross_entropy = total / jnp.maximum(weight, 1.0)
     rows = jnp.max(batch['inputs_mask'], axis=1).astype(jnp.float32)
     extra, metrics = method.auxiliary(aux, rows)
+    own = cross_entropy
+    if form.smoothing:
+      own = ((1.0 - form.smoothing) * total + form.smoothing * smoothing_loss(logits, mask)
+             ) / jnp.maximum(weight, 1.0)
+    if form.reduction == 'sum':
+      own, weight = own * weight, jnp.ones_like(weight)
     metrics |= {'cross_entropy_nats': cross_entropy, 'weight': weight}
     if method.consistency and key is not None:
       again, _ = apply(fold_name(key, 'again'))
       metrics['disagreement_nats'] = disagreement(logits, again, mask)
       extra += method.consistency * metrics['disagreement_nats']
-    return cross_entropy + extra, metrics
+    return own + extra, metrics
 
   return loss_fn
 

@@ -45,8 +45,8 @@ class ProPETLOptions:
     one_task: every batch has rows of one task only.
     reduction: adapter: embed // reduction hidden units.
     activation: of the adapter.
-    placement: adapter: 'mlp' reads the sum behind the feed-forward, 'houlsby' stands at the outputs
-      of self-attention and feed-forward, each with a prototype of its own.
+    placement: adapter: 'mlp' reads the residual stream behind the feed-forward, 'houlsby' reads the
+      outputs of self-attention and of feed-forward, each by a prototype of its own.
     stddev: adapter: of the first kernels.
     rank: LoRA.
     alpha: LoRA: the scaling is alpha / rank.
@@ -129,12 +129,12 @@ def _rules(options: ProPETLOptions, delta: Delta, name: str,
 def _adapter(options: ProPETLOptions, config: T5Config) -> tuple[Rule, ...]:
   bottleneck = Bottleneck(max(config.embed // options.reduction, 1), options.activation,
                           stddev=options.stddev)
-  both = lambda site: [f'encoder/{site}', f'decoder/{site}']
+  both = lambda part: [f'encoder/{part}_residual', f'decoder/{part}_residual']
   if options.placement == 'mlp':
-    return _rules(options, Adapter(bottleneck, 'sum'), NAME, both('mlp/wo'))
-  delta = Adapter(bottleneck)
-  return (*_rules(options, delta, f'{NAME}_attention', both('self_attention/o')),
-          *_rules(options, delta, NAME, both('mlp/wo')))
+    return _rules(options, Adapter(bottleneck), NAME, both('mlp'))
+  delta = Adapter(bottleneck, 'sublayer')
+  return (*_rules(options, delta, f'{NAME}_attention', both('self_attention')),
+          *_rules(options, delta, NAME, both('mlp')))
 
 
 def _lora(options: ProPETLOptions, config: T5Config) -> tuple[Rule, ...]:

@@ -50,10 +50,11 @@ def stack_sites(config: T5Config, stack: str) -> list[str]:
   decoder = stack == 'decoder'
   paths = [] if decoder else ['encoder/embed']
   for kind in ['self_attention', 'cross_attention'][:2 if decoder else 1]:
-    paths += [f'{stack}/{kind}_norm', f'{stack}/{kind}']
+    paths += [f'{stack}/{kind}_norm', f'{stack}/{kind}', f'{stack}/{kind}_residual']
     paths += [f'{stack}/{kind}/{name}' for name in 'qkvo']
   mlp = ['wi_0', 'wi_1', 'wo'] if config.gated else ['wi', 'wo']
-  return paths + [f'{stack}/mlp_norm', *(f'{stack}/mlp/{n}' for n in mlp), f'{stack}/final_norm']
+  paths += [f'{stack}/mlp_norm', *(f'{stack}/mlp/{name}' for name in mlp)]
+  return [*paths, f'{stack}/mlp_residual', f'{stack}/final_norm']
 
 
 class Stack(LayerStack):
@@ -222,6 +223,8 @@ class T5(nn.Module):
   def head(self, x: jax.Array, context: SiteContext) -> tuple[jax.Array, Aux]:
     """[..., embed] -> float32 logits [..., vocab]."""
     if not self.config.tied_head:
+      if self.config.scaled_head:
+        x = x * self.config.embed**-0.5
       logits, aux = self.lm_head(x, context)
       return logits.astype(jnp.float32), aux
     table = self.shared.embedding.astype(x.dtype)

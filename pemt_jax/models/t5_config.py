@@ -31,6 +31,7 @@ class T5Config:
     gated: feed-forward with a second, linear branch (v1.1).
     tied_head: logits from the embedding, scaled by embed ** -0.5 (v1.0); otherwise from an own
       matrix without scale.
+    scaled_head: scale the input of a head of its own too (as published by Zeng et al. 2023).
     pad_id: id of padding.
     eos_id: id of the end of a sequence.
     start_id: id that the decoder starts from.
@@ -50,6 +51,7 @@ class T5Config:
   activation: str = 'relu'
   gated: bool = False
   tied_head: bool = True
+  scaled_head: bool = False
   pad_id: int = 0
   eos_id: int = 1
   start_id: int = 0

@@ -8,13 +8,20 @@ import jax
 from flax import linen as nn
 
 from pemt_jax.models.blocks import MLP, Attention, LayerInputs, StackInputs, StackSpec
-from pemt_jax.models.sites import Aux
+from pemt_jax.models.layers import OpenSite
+from pemt_jax.models.sites import Aux, SiteContext
 
 
 class Layer(nn.Module):
   """One pre-norm block of the encoder or the decoder."""
 
   spec: StackSpec
+
+  @property
+  def sublayers(self) -> tuple[str, ...]:
+    """Names of the sub-layers."""
+    cross = ('cross_attention',) if self.spec.stack == 'decoder' else ()
+    return ('self_attention', *cross, 'mlp')
 
   def setup(self):
     self.self_attention_norm = self.spec.norm('self_attention_norm')
@@ -24,6 +31,16 @@ class Layer(nn.Module):
       self.cross_attention = Attention(self.spec, 'cross_attention')
     self.mlp_norm = self.spec.norm('mlp_norm')
     self.mlp = MLP(self.spec)
+    for name in self.sublayers:
+      site = self.spec.site(f'{name}_residual', ('embed', 'embed'))
+      setattr(self, f'{name}_residual', OpenSite(site, self.spec.plan))
+
+  def _end(self, name: str, x: jax.Array, y: jax.Array,
+           context: SiteContext) -> tuple[jax.Array, Aux]:
+    """The end of a sub-layer: dropout of its output y, sum with the residual stream x; a site."""
+    y = self.spec.drop(y, context, name)
+    return getattr(self, f'{name}_residual')(
+        lambda value: x + value, y, context.replace(residual=x, sublayer_output=y))
 
   def cross_memory(self, carry: Any, inputs: StackInputs,
                    layer: LayerInputs) -> tuple[Any, tuple[jax.Array, jax.Array]]:
@@ -45,16 +62,16 @@ class Layer(nn.Module):
       y, aux = self.self_attention(normed, reading)
     else:
       y, cache, aux = self.self_attention.cached(normed, reading, cache, layer.index)
-    x = x + spec.drop(y, context, 'self_attention')
-    auxiliaries |= aux
+    x, more = self._end('self_attention', x, y, context)
+    auxiliaries |= aux | more
     if spec.stack == 'decoder':
       y, aux = self._cross(x, inputs, layer)
-      x = x + spec.drop(y, context, 'cross_attention')
-      auxiliaries |= aux
+      x, more = self._end('cross_attention', x, y, context)
+      auxiliaries |= aux | more
     normed, aux = self.mlp_norm(x, context)
     y, more = self.mlp(normed, context.replace(sublayer_input=normed, residual=x))
-    x = x + spec.drop(y, context, 'mlp')
-    return (x, cache), auxiliaries | aux | more
+    x, end = self._end('mlp', x, y, context)
+    return (x, cache), auxiliaries | aux | more | end
 
   def _cross(self, x, inputs, layer):
     context = inputs.context

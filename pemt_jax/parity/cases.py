@@ -19,6 +19,8 @@ _MODULES = {
         ('importance_', 'parity.ensembling_similarity'),
         ('modules_', 'parity.ensembling_modules'),
         ('fastfood', 'parity.ensembling_modules'), ('', 'parity.ensembling')),
+    'propetl': (('data_', 'parity.propetl_data'), ('roberta_', 'parity.propetl_roberta'),
+                ('', 'parity.propetl')),
     'pemt': (('spot', 'parity.pemt_baselines'), ('', 'parity.pemt')),
 }
 _WITHOUT_MODEL = 'evaluation.parity_data'  # PEMT's cases without a state

@@ -50,18 +50,24 @@ def forward(model: T5, variables: Tree,
 
 def greedy(model: T5, variables: Tree, batch: Mapping[str, jax.Array], length: int) -> jax.Array:
   """Greedy tokens [batch, length] of the cached decoder, the start token first."""
-  config = model.config
-  options = GenerationConfig(max_length=length, start_id=config.start_id, eos_id=config.eos_id,
-                             pad_id=config.pad_id)
+  return generated(model, variables, batch, length, 1)
+
+
+def generated(model: T5, variables: Tree, batch: Mapping[str, jax.Array], length: int,
+              beams: int) -> jax.Array:
+  """Tokens [batch, length] of greedy decoding (one beam) or beam search, the start token first."""
+  config, rows = model.config, batch['inputs'].shape[0]
+  options = GenerationConfig(max_length=length, num_beams=beams, start_id=config.start_id,
+                             eos_id=config.eos_id, pad_id=config.pad_id)
 
   @jax.jit
   def run(variables, inputs, mask, task_ids):
     encoded = model.apply(variables, inputs, mask, task_ids, method='encode')
-    memory, cache = model.apply(variables, encoded, inputs.shape[0], length, task_ids,
+    memory, cache = model.apply(variables, encoded, rows, length, task_ids,
                                 method='start_decoding')
     step = lambda tokens, position, cache: model.apply(
         variables, tokens, position, cache, memory, method='decode_step')
-    return generation.greedy(step, cache, inputs.shape[0], options)
+    return generation.generate(step, cache, rows, options)
 
   return run(variables, batch['inputs'], batch['inputs_mask'], batch.get('task_ids'))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -51,3 +52,49 @@ SCHEDULES: dict[str, Callable[..., jax.Array]] = {
     'cosine': cosine_schedule,
     'inverse_sqrt': inverse_sqrt_schedule,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstSteps:
+  """A run whose first steps move one group only (Zeng et al. 2023: scores of masks).
+
+  Attributes:
+    group: learning-rate group that moves.
+    steps: number of these steps; the schedule of the others starts behind them.
+    factor: of the peak rate, which is the group's rate then.
+  """
+
+  group: str
+  steps: int = 1
+  factor: float = 3.0
+
+
+def grouped(schedule: Callable[..., jax.Array], groups: Sequence[str],
+            multipliers: Mapping[str, float],
+            first: FirstSteps) -> Callable[..., dict[str, jax.Array]]:
+  """Returns a schedule with a rate for each group, behind first steps of one of them.
+
+  As published, that group keeps its first rate for one step more if its factor is 1: the original
+  program sets its rate only where it differs.
+
+  Args:
+    schedule: a value of `SCHEDULES`.
+    groups: all learning-rate groups.
+    multipliers: group -> factor of its rate; 1 if absent.
+    first: what moves first.
+
+  Returns:
+    (step, peak, warmup, total) -> {group: rate}.
+  """
+  def rates(step, peak, warmup, total):
+    step = jnp.asarray(step, jnp.int32)
+    base = schedule(jnp.maximum(step - first.steps, 0), peak, warmup, total)
+    found = {}
+    for group in groups:
+      factor = multipliers.get(group, 1.0)
+      alone = group == first.group
+      early = step <= first.steps if alone and factor == 1.0 else step < first.steps
+      found[group] = jnp.where(early, peak * first.factor if alone else 0.0, base * factor)
+    return found
+
+  return rates
