@@ -180,4 +180,15 @@ def _with_case_adapters(
       target=(method.get('target_task') or method.get('target') or method.get('task')
               or next(iter(named), None)),
       target_width=width if after_feed_forward else 0,
-      attention_adapter_width=width if after_attention else 0)
+      attention_adapter_width=width if after_attention else 0,
+      encoder_adapter_layers=_placed('encoder', layout.encoder_layers, named, trained),
+      decoder_adapter_layers=_placed('decoder', layout.decoder_layers, named, trained))
+
+
+def _placed(stack: str, depth: int, named: tuple[str, ...],
+            trained: Iterable[str]) -> tuple[int, ...] | None:
+  """Blocks of a stack whose adapters are trained; None if all are, or none is named at all."""
+  patterns = [sampler_pattern(site) for site in (TARGET_SITE, ATTENTION_SITE)]
+  found = {int(match['layer']) for name in trained if name.startswith(f'{stack}.')
+           for pattern in patterns if (match := pattern.search(name))}
+  return None if not named or len(found) == depth else tuple(sorted(found))

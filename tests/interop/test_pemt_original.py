@@ -15,6 +15,7 @@ from pemt_jax.interop import files
 from pemt_jax.interop import formats
 from pemt_jax.interop import pemt_original
 from pemt_jax.interop.pemt_layout import PemtLayout
+from pemt_jax.parity import pemt as parity
 
 CASES = ('stage1_lora_noprompt', 'stage1_lora_prompt', 'stage2_pemt', 'stage2_moe_noprompt',
          'stage2_moe_own_prompt_only', 'stage2_single_source', 'stage2_no_target_adapter',
@@ -224,3 +225,18 @@ def test_checkpoints_of_baselines_go_through_one_file_of_our_names(name, golden_
                          options) == []
   assert formats.convert('safetensors', 'pemt_checkpoint', str(file), str(out), options) == []
   assert_same(files.read_tensors(out), files.read_tensors(tmp_path / 'in'))
+
+
+def test_a_case_tells_the_blocks_that_have_adapters(golden_root):
+  folder = golden_root / 'pemt' / 'baseline_adapter'
+  case = json.loads((folder / 'case.json').read_text())
+  left_out = ('decoder.', 'encoder.block.0.')
+  case['trainable'] = [name for name in case['trainable']
+                       if not ('adapter' in name and name.startswith(left_out))]
+  layout = pemt_original.layout_from_case(case)
+  assert (layout.encoder_adapter_layers, layout.decoder_adapter_layers) == ((1,), ())
+  state = {name: value for name, value in files.read_tensors(folder / 'state.safetensors').items()
+           if not ('adapter' in name and name.startswith(left_out))}
+  assert pemt_original.layout_from_state(state, backbone=layout.backbone) == layout
+  method = parity.method_of(layout, case['method_config'], case['trainable'])
+  assert {rule.layers for rule in method.plan.rules} == {(('encoder', 1),)}
