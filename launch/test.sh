@@ -3,6 +3,8 @@
 #
 #   bash launch/test.sh [pytest arguments]         the fast tests
 #   bash launch/test.sh --all [pytest arguments]   every test; installs the torch extra
+#
+# PEMT_TEST_PROCESSES: number of processes, 2 if unset; 0 runs the tests in pytest's own process.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -13,4 +15,5 @@ for argument in "$@"; do
   fi
 done
 bash launch/setup.sh "${extras[@]}"
-exec .venv/bin/python -m pytest "$@"
+# Two processes: each test keeps about one core busy. A module stays in one of them.
+exec .venv/bin/python -m pytest -n "${PEMT_TEST_PROCESSES:-2}" --dist loadscope "$@"

@@ -7,12 +7,13 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import hypothesis
 import pytest
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
+MOST_MAPPINGS = 20_000
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(REPO / '.cache' / 'jax'))
@@ -52,6 +53,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
   if slow:
     config.hook.pytest_deselected(items=slow)
     items[:] = [item for item in items if not item.get_closest_marker('slow')]
+
+
+@pytest.fixture(autouse=True, scope='module')
+def bounded_programs() -> Iterator[None]:
+  """Forgets compiled programs between modules once the process holds very many.
+
+  Each live program maps memory, Linux bounds the mappings of a process (65530 by default), and
+  XLA ends the process where one more is refused.
+  """
+  yield
+  maps, jax = pathlib.Path('/proc/self/maps'), sys.modules.get('jax')
+  if jax and maps.is_file() and len(maps.read_text().splitlines()) > MOST_MAPPINGS:
+    jax.clear_caches()
 
 
 @pytest.fixture(scope='session')
