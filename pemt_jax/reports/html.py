@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from pemt_jax import __version__
-from pemt_jax.reports import compare, files, sections, tables, views
+from pemt_jax.reports import compare, files, latex, sections, tables, views
 from pemt_jax.reports.views import Section
 
 _TEMPLATE = 'report.html'
 
 
 def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
-  """Writes `<workdir>/report/`: index.html, tables.md and tables.json.
+  """Writes `<workdir>/report/`: index.html, tables.md, tables.tex and tables.json.
 
   Args:
     workdir: folder of a run, of several stages or of several runs; see `reports.files` for what is
@@ -36,6 +36,8 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
   folder = root / 'report'
   folder.mkdir(exist_ok=True)
   _write(folder / 'tables.md', '\n'.join(texts))
+  found = [table for stage in stages for table in sections.result_tables(stage)]
+  _write(folder / 'tables.tex', latex.document(found))
   _write(folder / 'tables.json', json.dumps(data, indent=1, ensure_ascii=False) + '\n')
   _write(folder / 'index.html', page)
   return folder / 'index.html'

@@ -42,6 +42,20 @@ def _as_object(value: Any) -> Mapping[str, Any]:
   return value if isinstance(value, Mapping) else {}
 
 
+def records_of(stage: Stage) -> list[tables.Record]:
+  """The `records` of a result.
+
+  Raises:
+    UserError: one of them does not have the documented form.
+  """
+  names = {field.name for field in dataclasses.fields(tables.Record)}
+  try:
+    return [tables.Record(**{name: row[name] for name in names & set(row)})
+            for row in _as_object(stage.result).get('records', [])]
+  except (TypeError, AttributeError, KeyError) as error:
+    raise _bad_result(stage, error) from None
+
+
 def result_tables(stage: Stage) -> list[tables.Table]:
   """Tables of a result: one per metric of `records`, then those of `replicas`.
 
@@ -49,15 +63,17 @@ def result_tables(stage: Stage) -> list[tables.Table]:
     UserError: an entry does not have the documented form.
   """
   result = _as_object(stage.result)
-  names = {field.name for field in dataclasses.fields(tables.Record)}
+  records = records_of(stage)
   try:
-    records = [tables.Record(**{name: row[name] for name in names & set(row)})
-               for row in result.get('records', [])]
     return tables.tables_of(records) + compare.tables_of_replicas(
         {name: dict(entry.items()) for name, entry in result.get('replicas', {}).items()})
   except (TypeError, AttributeError, KeyError) as error:
-    raise UserError(f"File result.json of stage '{stage.name}' does not have the form that "
-                    f'pemt_jax/reports/files.py describes ({error}).') from None
+    raise _bad_result(stage, error) from None
+
+
+def _bad_result(stage: Stage, error: Exception) -> UserError:
+  return UserError(f"File result.json of stage '{stage.name}' does not have the form that "
+                   f'pemt_jax/reports/files.py describes ({error}).')
 
 
 def table_blocks(table: tables.Table) -> list[Block]:

@@ -85,7 +85,8 @@ def test_report_holds_every_part(run):
                'Other metrics over all replicas'):
     assert part in text, part
   assert '<prompt>' not in text
-  assert sorted(p.name for p in path.parent.iterdir()) == ['index.html', 'tables.json', 'tables.md']
+  assert sorted(p.name for p in path.parent.iterdir()) == [
+      'index.html', 'tables.json', 'tables.md', 'tables.tex']
 
 
 @pytest.fixture(params=['stages', 'one run', 'several runs', 'study'])
