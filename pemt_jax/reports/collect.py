@@ -47,7 +47,7 @@ def collect(root: str | pathlib.Path) -> list[Record]:
   records = [record for path in published for record in _published(path, root)]
   if published:
     return records
-  for stage in files.read_workdir(root):
+  for stage in files.read_workdir(root, '--runs'):
     records += _of_run(stage, stage.name or root.resolve().name)
   if not records:
     raise UserError(f"The runs below '{root}' have no scores yet; wait until one has ended.")

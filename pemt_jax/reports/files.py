@@ -88,18 +88,22 @@ class Stage:
   missing: list[str] = dataclasses.field(default_factory=list)
 
 
-def read_workdir(workdir: str | os.PathLike[str]) -> list[Stage]:
+def read_workdir(workdir: str | os.PathLike[str], option: str = '--workdir') -> list[Stage]:
   """Reads all stages of a workdir, in the order of their folder names.
+
+  Args:
+    workdir: the folder.
+    option: of the command that gives it, for messages.
 
   Raises:
     UserError: the folder does not exist, holds no run, or holds a file that cannot be read.
   """
   root = pathlib.Path(workdir)
   if not root.is_dir():
-    raise UserError(f"Folder '{root}' given by --workdir does not exist; give the folder of a run.")
+    raise UserError(f"Folder '{root}' given by {option} does not exist; give the folder of a run.")
   stages = [read_stage(folder, root) for folder in _stage_folders(root)]
   if not stages:
-    raise UserError(f"Folder '{root}' given by --workdir holds no run (no result.json and no "
+    raise UserError(f"Folder '{root}' given by {option} holds no run (no result.json and no "
                     'metrics.jsonl below it); give the --workdir of launch/train.py.')
   return stages
 

@@ -85,7 +85,7 @@ def test_written_records_keep_their_methods(tmp_path):
 
 
 def test_mistakes_are_one_sentence(tmp_path):
-  with pytest.raises(UserError, match='does not exist'):
+  with pytest.raises(UserError, match='given by --runs does not exist'):
     collect.collect(tmp_path / 'none')
   (tmp_path / 'test_results.json').write_text('{}')
   with pytest.raises(UserError, match='does not lie in <task>/<experiment>/'):
