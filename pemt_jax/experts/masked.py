@@ -211,30 +211,45 @@ class Masked(Delta):
     if own is None:
       own = self.delta.from_source(values, site)
     found = dict(own)
-    for name in self.masked(site):
-      masks, wide = self._at(_key(name), shared['rows'], per_layer, site)
-      if not masks:
-        continue
-      ids = context.task_ids
-      if wide and (len(self.members) == 1 or self.one_task):
-        index = 0 if len(self.members) == 1 else ids[0]
-        masks, wide = [m[index] if rows else m for m, rows in masks], False
-      else:
-        masks = [m for m, _ in masks]
-      value = own[name] * combine(masks, self.how)
-      found[name] = rows_of(value, ids) if wide else value
+    for name, weight in self.masked(site).items():
+      masks = self._at(_key(name), len(weight.shape), shared['rows'], per_layer, site)
+      if masks:
+        found[name] = self._times(own[name], masks, len(weight.shape), context.task_ids)
     exact = {name for name, weight in self.delta.weights(site).items() if weight.exact}
     return {name: value if name in exact else value.astype(site.dtype)
             for name, value in found.items()}
 
-  def _at(self, name, rows, per_layer, site):
-    """Masks of a weight as (mask, whether task ids lead it), and whether one of them has these."""
+  def _times(self, value: jax.Array, masks: list[tuple[jax.Array, bool]], rank: int,
+             ids: jax.Array | None) -> jax.Array:
+    """A weight times its masks, for each row where tasks differ between rows.
+
+    Args:
+      value: [in, out], or [batch, in, out] inside of a bank of experts.
+      masks: (mask, whether it has an axis of task ids in front of the weight's axes).
+      rank: axes of the weight.
+      ids: task of each row.
+    """
+    wide = any(rows for _, rows in masks)
+    if wide and (len(self.members) == 1 or self.one_task):
+      index = 0 if len(self.members) == 1 else ids[0]
+      masks = [(jnp.take(mask, index, axis=mask.ndim - rank - 1) if rows else mask, False)
+               for mask, rows in masks]
+      wide = False
+    if wide and value.ndim > rank:  # Rows have experts of their own; each picks its mask there.
+      each = jnp.arange(value.shape[0])
+      masks = [(mask[each, ids] if rows else mask, False) for mask, rows in masks]
+      wide = False
+    value = value * combine([mask for mask, _ in masks], self.how)
+    return rows_of(value, ids) if wide else value
+
+  def _at(self, name, rank, rows, per_layer, site):
+    """Masks of a weight as (mask, whether task ids lead it)."""
     place, found = _key(site.path.partition('/')[2]), []
     if name in rows:
       found.append((rows[name], True))
     if f'layer_task_{place}/{name}' in per_layer:
       mask = per_layer[f'layer_task_{place}/{name}']
-      found.append((jnp.take(mask, jnp.array(self._ids('task')), axis=0), True))
+      found.append((jnp.take(mask, jnp.array(self._ids('task')), axis=mask.ndim - rank - 1), True))
     if f'layer_{place}/{name}' in per_layer:
       found.append((per_layer[f'layer_{place}/{name}'], False))
-    return found, any(wide for _, wide in found)
+    return found

@@ -12,8 +12,8 @@ import numpy as np
 from flax import linen as nn
 
 from pemt_jax.data.pipeline import stack_batches
-from pemt_jax.methods import baselines, pemt, zoo
-from pemt_jax.methods.base import Method, boxed_shapes, initialiser, make_loss
+from pemt_jax.methods import baselines, pemt, propetl, zoo
+from pemt_jax.methods.base import LossForm, Method, boxed_shapes, initialiser, make_loss
 from pemt_jax.models.layers import fold_name
 from pemt_jax.models.segments import cut
 from pemt_jax.models.t5 import T5
@@ -129,13 +129,14 @@ class Stage:
       for split in splits_in_use(spec.config.train):
         self.store.examples(spec, split)
     by_name = lambda replica: self.specs[replica.name]
+    form = LossForm(self.config.train.label_smoothing, self.config.train.reduction)
     replicas = tuple(
         make_replica(spec.name, spec.config.train, self.store.steps_per_epoch(spec),
                      seed=spec.seed, learning_rate=spec.learning_rate)
         for spec in self.specs.values())
     return Experiment(
         replicas=replicas, frozen=self.start.frozen, init=self.start,
-        loss_fn=make_loss(self.model, self.method), evaluate=self.evaluator,
+        loss_fn=make_loss(self.model, self.method, form), evaluate=self.evaluator,
         stream=lambda replica: self.store.stream(by_name(replica)),
         steps_per_epoch=lambda replica: self.store.steps_per_epoch(by_name(replica)),
         stack=stack_batches, rules=self.method.tuned)
@@ -155,6 +156,10 @@ def make_method(config: mlc.ConfigDict, backbone: Backbone, prompt_length: int,
   if prompt_sources.ATTEMPT in zoo.names_of(config.stage):
     targets = len(config.tasks) if config.mixture.sampling else None
     options = prompt_sources.with_counts(options, source_prompts, targets)
+  if propetl.NAME in zoo.names_of(config.stage):
+    mixed = bool(config.mixture.sampling)
+    options = propetl.for_tasks(options, len(config.tasks) if mixed else 1,
+                                mixed and config.mixture.batches != 'mixed')
   if config.stage == 'pemt/stage2':
     return pemt.stage2(options, backbone.config, prompt_length, sources.shape)
   if config.stage == 'pemt/stage1':

@@ -8,6 +8,7 @@ import ml_collections as mlc
 from ml_collections import config_dict
 
 from pemt_jax.errors import UserError
+from pemt_jax.methods.base import REDUCTIONS
 from pemt_jax.training import optimisers, schedules
 
 
@@ -23,11 +24,17 @@ def default_train_config() -> mlc.ConfigDict:
   config.steps = 0               # updates, >= 0; 0 takes `epochs`
   config.epochs = 5.0            # passes over the training rows, > 0; counts where `steps` is 0
   config.seed = 42               # >= 0; initialisation, dropout and data order
+  # Loss.
+  config.label_smoothing = 0.0   # share of the target's probability for all tokens, in [0, 1)
+  config.reduction = 'mean'      # 'mean' | 'sum' over the target tokens of a batch
   # Optimiser.
   config.optimizer = 'adamw'     # a name of optimisers.OPTIMISERS
   config.learning_rate = 3e-4    # peak rate, >= 0
   config.schedule = 'linear'     # 'linear' | 'constant' | 'cosine' | 'inverse_sqrt'
   config.warmup_steps = 0        # updates from rate 0 to the peak, >= 0
+  config.first_group = ''        # group that alone moves in the first steps (ProPETL: 'scores')
+  config.first_steps = 1         # number of these steps, >= 1; the schedule starts behind them
+  config.first_factor = 3.0      # rate of the group in them, of the peak rate, >= 0
   config.group_multipliers = mlc.ConfigDict()  # learning-rate group -> factor, >= 0; 1 if absent
   config.beta1 = 0.9             # decay of the first moment, in [0, 1)
   config.beta2 = 0.999           # decay of the second moment, in [0, 1)
@@ -78,6 +85,8 @@ def check_train_config(config: mlc.ConfigDict) -> None:
       'weight_decay': config.weight_decay >= 0, 'clip_norm': config.clip_norm >= 0,
       'accumulate': config.accumulate >= 1, 'patience': config.patience >= 0,
       'second_decay': config.second_decay > 0, 'clip_rms': config.clip_rms > 0,
+      'label_smoothing': 0 <= config.label_smoothing < 1, 'first_steps': config.first_steps >= 1,
+      'first_factor': config.first_factor >= 0,
       'vanishing_loss': config.vanishing_loss >= 0,
       'log_every': config.log_every >= 1, 'keep': config.keep >= 1,
   }
@@ -87,7 +96,8 @@ def check_train_config(config: mlc.ConfigDict) -> None:
                       'pemt_jax/training/config.py for the ranges.')
   words = {
       'optimizer': tuple(optimisers.OPTIMISERS), 'schedule': tuple(schedules.SCHEDULES),
-      'counters': optimisers.COUNTERS, 'progress': ('auto', 'always', 'never'),
+      'counters': optimisers.COUNTERS, 'reduction': REDUCTIONS,
+      'progress': ('auto', 'always', 'never'),
   }
   for name, allowed in words.items():
     if config[name] not in allowed:

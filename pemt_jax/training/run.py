@@ -76,7 +76,8 @@ class Run:
     if shardings:
       self.state = jax.device_put(self.state, shardings.state)
     return step_lib.make_train_step(
-        self.experiment.loss_fn, self.tx, schedules.SCHEDULES[self.options.schedule],
+        self.experiment.loss_fn, self.tx,
+        schedules.make_schedule(self.options, self.experiment.rules),
         step_lib.StepOptions(self.options.clip_norm, self.options.accumulate,
                              self.experiment.transform_gradients, self.experiment.next_constants,
                              self.experiment.spmd_axis_name), shardings)

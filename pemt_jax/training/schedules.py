@@ -5,9 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike as Array
+
+from pemt_jax.errors import UserError
+from pemt_jax.training.rules import FROZEN, Rules
 
 
 def _warm(step, warmup):
@@ -98,3 +103,27 @@ def grouped(schedule: Callable[..., jax.Array], groups: Sequence[str],
     return found
 
   return rates
+
+
+def make_schedule(config: Any, rules: Rules) -> Callable[..., Any]:
+  """Builds the schedule that `config.train` names.
+
+  Args:
+    config: the `train` part of a config, see `training.config`.
+    rules: ordered (path pattern, learning-rate group or 'frozen').
+
+  Returns:
+    (step, peak, warmup, total) -> rate, or {group: rate} where one group moves first.
+
+  Raises:
+    UserError: `first_group` is no group of the rules.
+  """
+  schedule = SCHEDULES[config.schedule]
+  if not config.first_group:
+    return schedule
+  groups = sorted({group for _, group in rules if group != FROZEN})
+  if config.first_group not in groups:
+    raise UserError(f"config.train.first_group is '{config.first_group}'; the trainable rules have"
+                    f" {', '.join(groups)}.")
+  return grouped(schedule, groups, dict(config.group_multipliers),
+                 FirstSteps(config.first_group, config.first_steps, config.first_factor))

@@ -43,6 +43,7 @@ SMALL = {
     'mixda': {'count': 2, 'down_scale': 2, 'hidden': 6, 'encoder_layers': None,
               'decoder_layers': None},
     'fastfood': {'dimension': 4, 'tensors': '.*/mlp/.*'},
+    'propetl': {'reduction': 2},
     'prefix': {'length': 3, 'rank': 4},
     'prefix_kv': {'length': 2},
     'intrinsic_prefix': {'length': 3, 'dimension': 4},
