@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import config_dict
 from ml_collections.config_flags import config_flags
 
-from pemt_jax.data import playground, playground_world, tasks
+from pemt_jax.data import playground, playground_world, tasks, tasks_propetl
 from pemt_jax.stages import config as stage_config
 from pemt_jax.stages.rows import replica_specs
 
@@ -268,6 +268,17 @@ def test_the_table_of_tasks_is_that_of_the_code():
   expected = [[task.name, ', '.join(task.folders), task.size, ', '.join(task.metrics),
                ', '.join(task.label_words) or '-'] for task in tasks.TASKS.values()]
   assert stated == expected
+
+
+def test_the_tables_of_propetl_tasks_are_those_of_the_code():
+  found = tasks_propetl.PROPETL_TASKS
+  stated = [row[:4] for row in table_headed('data.md', 'ProPETL task')]
+  families = [(name.split('_')[0], languages.split())
+              for name, languages, *_ in table_headed('data.md', 'ProPETL tasks')]
+  names = [f'{family}_{language}' for family, languages in families for language in languages]
+  assert stated == [[name, ', '.join(task.folders), task.size, ', '.join(task.metrics)]
+                    for name, task in found.items() if name not in names]
+  assert len(stated) + len(names) == len(found) and set(names) <= set(found)
 
 
 def test_every_task_has_its_template_in_the_table():
