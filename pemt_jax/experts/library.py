@@ -1,6 +1,7 @@
 """Experts as artefacts: `<workdir>/experts/<name>/{card.json, checkpoint/}`, read strictly.
 
-The checkpoint holds two trees, `tuned` and `constants`; the card says what they belong to.
+The checkpoint holds two trees, `tuned` and `constants`; the card says what they belong to. An expert
+with masks may have a file of bits in place of it (`experts/packed.py`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pemt_jax.experts import tree_files
 
 CARD = 'card.json'
 CHECKPOINT = 'checkpoint'
+PACKED = 'packed.safetensors'
 FOLDER = 'experts'
 _FORMAT = 1
 _CHUNK_BYTES = 1 << 26
@@ -68,6 +70,13 @@ def list_experts(workdir: str | os.PathLike) -> list[str]:
                 if not path.parent.name.startswith('.'))
 
 
+def completed(card: ExpertCard, tree: Any) -> ExpertCard:
+  """The card with shapes of {'tuned': tree, 'constants': tree} and versions."""
+  versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+  return dataclasses.replace(card, shapes=tree_files.describe(tree),
+                             versions={'pemt_jax': pemt_jax.__version__, **versions})
+
+
 def save_expert(folder: str | os.PathLike, tuned: Any, constants: Any,
                 card: ExpertCard) -> ExpertCard:
   """Writes an expert in one move; an expert that is there is replaced.
@@ -83,9 +92,7 @@ def save_expert(folder: str | os.PathLike, tuned: Any, constants: Any,
   """
   folder = pathlib.Path(folder)
   tree = {'tuned': tuned, 'constants': constants}
-  versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-  card = dataclasses.replace(card, shapes=tree_files.describe(tree),
-                             versions={'pemt_jax': pemt_jax.__version__, **versions})
+  card = completed(card, tree)
   temporary = tree_files.temporary_folder(folder)
   tree_files.write_tree(temporary / CHECKPOINT, tree)
   tree_files.write_json(temporary / CARD, dataclasses.asdict(card))
@@ -134,6 +141,12 @@ def load_expert(folder: str | os.PathLike, expected: Any = None) -> tuple[Any, A
   """
   folder = pathlib.Path(folder)
   card = load_card(folder)
+  if (folder / PACKED).is_file():
+    from pemt_jax.experts import packed  # pylint: disable=g-import-not-at-top
+    tree = {'tuned': packed.read_packed(folder / PACKED), 'constants': {}}
+    for shapes in filter(None, (card.shapes, expected and tree_files.describe(expected))):
+      tree_files.check_description(tree_files.describe(tree), shapes, folder / PACKED)
+    return tree['tuned'], {}, card
   place = folder / CHECKPOINT
   written = tree_files.read_json(place / tree_files.MANIFEST)
   tree_files.check_description(written, card.shapes, place)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from pemt_jax.deltas.base import Delta, Values, Weight, Weights, uniform_init
 from pemt_jax.errors import UserError, one_of
 from pemt_jax.experts.masks import COMBINATIONS, combine, top_mask, zeros_of
 from pemt_jax.experts.task_bank import rows_of
-from pemt_jax.models.sites import Aux, Base, Site, SiteContext, StackShape
+from pemt_jax.models.sites import Aux, Base, Plan, Site, SiteContext, StackShape
 
 # Whose masks there may be; 'layer_task': a layer has masks of its own for each task.
 OWNERS = ('layer', 'task', 'language', 'layer_task')
@@ -253,3 +254,17 @@ class Masked(Delta):
     if f'layer_{place}/{name}' in per_layer:
       found.append((per_layer[f'layer_{place}/{name}'], False))
     return found
+
+
+def score_axes(path: str, plan: Plan) -> tuple[float, int] | None:
+  """Density and number of leading axes (layers, tasks) of a leaf of scores; None for others.
+
+  Args:
+    path: of a leaf in the parameter tree.
+    plan: of the model.
+  """
+  for rule in plan.rules:
+    found = re.fullmatch(rf'(.*/)?{re.escape(rule.name)}/(task|language|layer_\w+)/\w+', path)
+    if found and isinstance(rule.delta, Masked):
+      return rule.delta.density, 1 + found.group(2).startswith('layer_task_')
+  return None

@@ -1,0 +1,226 @@
+"""Masked prototypes on disk: floats of the prototype, one bit for each entry of a mask.
+
+A packed file is one safetensors file. Masks are packed along their entries, so that the masks of one
+task or layer are whole bytes that can be read alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from pemt_jax.errors import UserError, one_of
+from pemt_jax.experts import library, tree_files
+from pemt_jax.experts.masked import score_axes
+from pemt_jax.experts.masks import top_mask
+from pemt_jax.models.sites import Plan
+from pemt_jax.trees import Tree, flatten, unflatten
+
+DTYPES = {'float32': 32, 'bfloat16': 16}
+_MASKS = 'masks'  # entry of the file's metadata: path -> shape of the mask
+_FORMAT = '1'
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+  """What a set of trained leaves takes.
+
+  Attributes:
+    floats: numbers of the prototype and of other leaves without masks.
+    mask_entries: entries of all masks, one bit each.
+    float_bits: bits of a float.
+  """
+
+  floats: int
+  mask_entries: int
+  float_bits: int = 32
+
+  @property
+  def bits(self) -> int:
+    """All bits."""
+    return self.floats * self.float_bits + self.mask_entries
+
+  @property
+  def bytes(self) -> int:
+    """All bytes, rounded up."""
+    return -(-self.bits // 8)
+
+  @property
+  def equivalent(self) -> float:
+    """Numbers of 32 bits that take as much."""
+    return self.bits / 32
+
+  def share(self, backbone: int, tasks: int = 1) -> float:
+    """Percent of the parameters of a backbone, for each of several tasks."""
+    return 100.0 * self.equivalent / backbone / tasks
+
+
+def storage_of(tuned: Tree, plan: Plan, dtype: str = 'float32') -> Storage:
+  """Storage of a tuned tree; leaves may be arrays or shapes.
+
+  Args:
+    tuned: trained leaves without a replica axis.
+    plan: of the model; tells which leaves are scores.
+    dtype: of the floats.
+
+  Raises:
+    UserError: an unknown dtype.
+  """
+  one_of('the dtype of a packed file', dtype, DTYPES)
+  floats, entries = 0, 0
+  for path, leaf in flatten(tuned).items():
+    size = math.prod(leaf.shape)
+    if score_axes(path, plan) is None:
+      floats += size
+    else:
+      entries += size
+  return Storage(floats, entries, DTYPES[dtype])
+
+
+def pack(tuned: Tree, plan: Plan, dtype: str = 'float32') -> tuple[dict[str, np.ndarray], dict]:
+  """Arrays of a packed file, and the shapes of its masks.
+
+  Args:
+    tuned: trained leaves without a replica axis.
+    plan: of the model.
+    dtype: of the floats.
+
+  Returns:
+    (path -> float array or uint8 [..., bytes], path -> shape of a mask).
+
+  Raises:
+    UserError: an unknown dtype.
+  """
+  one_of('the dtype of a packed file', dtype, DTYPES)
+  arrays, shapes = {}, {}
+  for path, leaf in flatten(tuned).items():
+    axes = score_axes(path, plan)
+    if axes is None:
+      arrays[path] = np.asarray(jnp.asarray(leaf, jnp.dtype(dtype)))
+      continue
+    density, leading = axes
+    mask = np.asarray(top_mask(jnp.asarray(leaf, jnp.float32), density, leading)) > 0
+    arrays[path] = np.packbits(mask.reshape(*mask.shape[:leading], -1), axis=-1)
+    shapes[path] = list(mask.shape)
+  return arrays, shapes
+
+
+def write_packed(path: str | os.PathLike, tuned: Tree, plan: Plan, dtype: str = 'float32') -> None:
+  """Writes a packed file in one move.
+
+  Args:
+    path: of the file.
+    tuned: trained leaves without a replica axis.
+    plan: of the model.
+    dtype: of the floats, a name out of `DTYPES`.
+
+  Raises:
+    UserError: an unknown dtype.
+  """
+  from safetensors.numpy import save_file  # pylint: disable=g-import-not-at-top
+  path = pathlib.Path(path)
+  arrays, shapes = pack(tuned, plan, dtype)
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  path.parent.mkdir(parents=True, exist_ok=True)
+  save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, temporary,
+            metadata={'format': _FORMAT, _MASKS: json.dumps(shapes, separators=(',', ':'))})
+  os.replace(temporary, path)
+
+
+def _open(path: pathlib.Path) -> tuple[Any, Mapping[str, list[int]]]:
+  import safetensors  # pylint: disable=g-import-not-at-top
+  try:
+    file = safetensors.safe_open(str(path), framework='np')
+  except (safetensors.SafetensorError, OSError) as error:
+    raise UserError(f"'{path}' is not a readable packed file ({error}); copy it again.") from error
+  metadata = file.metadata() or {}
+  if metadata.get('format') != _FORMAT or _MASKS not in metadata:
+    raise UserError(f"'{path}' is not a packed file of format {_FORMAT}; give one that this version"
+                    ' wrote.')
+  return file, json.loads(metadata[_MASKS])
+
+
+def _unpack(bits: np.ndarray, shape: Iterable[int]) -> np.ndarray:
+  """uint8 [..., bytes] -> zeros and ones of `shape`, which starts with the same axes."""
+  shape = tuple(shape)
+  entries = math.prod(shape[bits.ndim - 1:])
+  return np.unpackbits(bits, axis=-1, count=entries).reshape(shape).astype(np.float32)
+
+
+def read_packed(path: str | os.PathLike) -> Tree:
+  """Reads a packed file: float32 leaves, masks as scores of zeros and ones.
+
+  Such scores give back the masks, so that the model computes what it did before.
+
+  Raises:
+    UserError: not a packed file.
+  """
+  file, shapes = _open(pathlib.Path(path))
+  leaves = {}
+  for name in file.keys():
+    value = file.get_tensor(name)
+    leaves[name] = (_unpack(value, shapes[name]) if name in shapes
+                    else np.asarray(value, np.float32))
+  return unflatten(leaves)
+
+
+def read_task(path: str | os.PathLike, task: int) -> dict[str, np.ndarray]:
+  """Reads the masks of one task only; what a change of the task needs.
+
+  Args:
+    path: of the packed file.
+    task: number of the task mask.
+
+  Returns:
+    Path of the scores -> mask without the axis of tasks.
+
+  Raises:
+    UserError: not a packed file, or one without this task.
+  """
+  file, shapes = _open(pathlib.Path(path))
+  found = {}
+  for name, shape in shapes.items():
+    if name.split('/')[-2] == 'task':
+      if task not in range(shape[0]):
+        raise UserError(f"'{path}' has masks of {shape[0]} tasks, not of task {task}; give a number"
+                        f' from 0 to {shape[0] - 1}.')
+      found[name] = _unpack(file.get_slice(name)[task], shape[1:])
+  if not found:
+    raise UserError(f"'{path}' has no masks of tasks; give a file of a method that has them.")
+  return found
+
+
+def save_packed(folder: str | os.PathLike, tuned: Tree, card: library.ExpertCard, plan: Plan,
+                dtype: str = 'float32') -> library.ExpertCard:
+  """Writes an expert with a packed file in one move; `library.load_expert` reads it.
+
+  Args:
+    folder: of the expert; one that is there is replaced.
+    tuned: trained leaves without a replica axis.
+    card: what it is; what it takes is added as `extra['storage']`.
+    plan: of the model.
+    dtype: of the floats.
+
+  Returns:
+    The card as written.
+
+  Raises:
+    UserError: an unknown dtype.
+  """
+  folder, storage = pathlib.Path(folder), storage_of(tuned, plan, dtype)
+  counts = dataclasses.asdict(storage) | {'bits': storage.bits, 'bytes': storage.bytes}
+  card = library.completed(dataclasses.replace(card, extra={**card.extra, 'storage': counts}),
+                           {'tuned': tuned, 'constants': {}})
+  temporary = tree_files.temporary_folder(folder)
+  write_packed(temporary / library.PACKED, tuned, plan, dtype)
+  tree_files.write_json(temporary / library.CARD, dataclasses.asdict(card))
+  tree_files.replace_folder(temporary, folder)
+  return card
