@@ -1,0 +1,1 @@
+"""Recipes of ProPETL (arXiv 2305.17682)."""
