@@ -183,6 +183,8 @@ def test_spot_starts_from_source_prompts(backbone, base, prompts, workdir):
     ('lora', {'mixture__sampling': 'some'}, "config.mixture.sampling is 'some'"),
     ('lora', {'mixture__sampling': 'temperature', 'mixture__temperature': 0.5},
      'mixture.temperature is 0.5'),
+    ('lora', MIXED | {'mixture__batches': 'one'}, "config.mixture.batches is 'one'"),
+    ('lora', MIXED | {'mixture__average': 'all'}, "config.mixture.average is 'all'"),
     ('lora', MIXED | {'per_task': {small.SOURCES[0]: {'train': {'learning_rate': 1.0}}}},
      f'per_task.{small.SOURCES[0]} changes train'),
 ])
@@ -226,6 +228,20 @@ def test_tasks_of_a_mixture_keep_their_own_rows_in_training(backbone, workdir):
   for row, (task, example) in enumerate(zip(batch['task_ids'], batch['example_ids'], strict=True)):
     text = data[small.SOURCES[task]].inputs.row(example)
     np.testing.assert_array_equal(batch['inputs'][row][:len(text)], text)
+
+
+@pytest.mark.parametrize('batches, steps', [('single', 8), ('drawn', 5)])
+def test_batches_of_a_mixture_may_hold_one_task(backbone, workdir, batches, steps):
+  config = small.config_of('lora', backbone, mixture__batches=batches, mixture__seed=0, **MIXED)
+  with config.unlocked():
+    config.per_task = {small.SOURCES[1]: {'data': {'max_train_rows': 8}}}
+  stage = build(config, workdir)
+  spec = stage.specs['mixture']
+  stream = stage.store.stream(spec)
+  assert stream.steps_per_epoch == stage.store.steps_per_epoch(spec) == steps
+  tasks = [set(next(stream)['task_ids'].tolist()) for _ in range(3 * steps)]
+  stream.close()
+  assert all(len(found) == 1 for found in tasks) and set.union(*tasks) == {0, 1}
 
 
 def test_sampled_rows_are_different_rows_of_the_embedding():
