@@ -4,6 +4,7 @@ A batch is a dict of arrays with static shapes:
   inputs [batch, length] int32, inputs_mask [batch, length] float32 of 0 and 1,
   targets [batch, target_length] int32, targets_mask [batch, target_length] float32,
   task_ids [batch] int32, example_ids [batch] int32.
+Rows with labels have labels [batch] float32 in place of targets, and may have token_types.
 A filler row has example_ids -1 and masks of zeros. Replicas add a leading axis to every array.
 """
 
@@ -246,7 +247,7 @@ def eval_batches(
 def pad_batch(batch: Batch, shape: tuple[int, int, int]) -> Batch:
   """Pads a batch with zeros and filler rows to (rows, input length, target length)."""
   rows, input_length, target_length = shape
-  columns = {'inputs': input_length, 'inputs_mask': input_length,
+  columns = {'inputs': input_length, 'inputs_mask': input_length, 'token_types': input_length,
              'targets': target_length, 'targets_mask': target_length}
   padded = {}
   for name, array in batch.items():
@@ -267,7 +268,7 @@ def stack_batches(batches: Sequence[Batch]) -> Batch:
   """
   shape = (max(len(b['example_ids']) for b in batches),
            max(b['inputs'].shape[1] for b in batches),
-           max(b['targets'].shape[1] for b in batches))
+           max(b['targets'].shape[1] if 'targets' in b else 0 for b in batches))
   padded = [pad_batch(b, shape) for b in batches]
   return {name: np.stack([b[name] for b in padded]) for name in padded[0]}
 

@@ -8,6 +8,7 @@ from pemt_jax.data import templates
 from pemt_jax.data.descriptions import DESCRIPTIONS
 from pemt_jax.data.tasks_base import Task
 
+PAIR = 'pair'  # template for backbones that read two texts apart; scores are not rounded
 _ENTAILMENT = ('entailment', 'neutral', 'contradiction')
 _PAIR = {'sentence1': 'sentence1', 'sentence2': 'sentence2'}
 
@@ -15,8 +16,10 @@ _PAIR = {'sentence1': 'sentence1', 'sentence2': 'sentence2'}
 def _task(name: str, fields: Mapping[str, str], words: tuple[str, ...], size: str = 'small',
           **options) -> Task:
   options.setdefault('metrics', ('accuracy',))
+  template = templates.fields_to_label(fields, words)
   return Task(
-      name=name, benchmark='glue', template=templates.fields_to_label(fields, words),
+      name=name, benchmark='glue', template=template,
+      variants={PAIR: templates.texts_apart(tuple(fields.values()), template)},
       description=DESCRIPTIONS[name], label_words=words, size=size, target_tokens=8,
       hf=('glue', name), tfds=f'glue/{name}', folders=(f'glue/{name}',),
       aliases=(f'glue-{name}',), **options)
@@ -31,7 +34,9 @@ TASKS = (
           ('not_duplicate', 'duplicate'), size='large', reported=('f1_score_with_invalid',)),
     Task(
         name='stsb', benchmark='glue', template=templates.similarity(templates.round_to_tenth),
-        variants={'steps_of_one_fifth': templates.similarity(templates.round_to_fifth)},
+        variants={'steps_of_one_fifth': templates.similarity(templates.round_to_fifth),
+                  PAIR: templates.texts_apart(('sentence1', 'sentence2'),
+                                              templates.similarity(repr))},
         metrics=('pearson_corrcoef', 'spearman_corrcoef'), description=DESCRIPTIONS['stsb'],
         size='small', target_tokens=8, few_shot_label=None, hf=('glue', 'stsb'), tfds='glue/stsb',
         folders=('glue/stsb',), aliases=('glue-stsb',)),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from pemt_jax.data import templates
 from pemt_jax.data.tasks_base import Task
+from pemt_jax.data.tasks_glue import PAIR
 from pemt_jax.data.templates import Template
 from pemt_jax.data.templates_propetl import with_words_in_front
 
@@ -31,6 +33,9 @@ def propetl_task(name: str, template: Template, same: Task | None = None, front:
     **options: fields of `Task`.
   """
   variants = {NAME_IN_FRONT: with_words_in_front(template, front or name)}
+  pair = same.variants.get(PAIR) if same else None
+  if pair is not None:
+    variants[PAIR] = templates.numbered(pair, same.label_words) if same.label_words else pair
   fields = {'splits': NO_TEST, 'size': 'mapped', 'postprocess': 'text', 'reported': (),
             'fixed_row_limits': {}, 'target_tokens': None, 'label_words': ()} | options
   fields |= {'name': PROPETL_PREFIX + name, 'benchmark': 'propetl', 'template': template,

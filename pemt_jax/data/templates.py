@@ -142,6 +142,28 @@ def fields_to_label(fields: Mapping[str, str], words: Sequence[str],
   return template
 
 
+def texts_apart(fields: Sequence[str], target: Template) -> Template:
+  """Makes one text, or two of which `extra['second']` is the other, without names in front.
+
+  Args:
+    fields: one or two row fields.
+    target: template whose first example has the target.
+  """
+  def template(row: Row) -> list[Example]:
+    first, *second = (text_field(row, field) for field in fields)
+    extra = {'second': second[0]} if second else {}
+    return [Example(first, target(row)[0].target, extra)]
+  return template
+
+
+def numbered(template: Template, words: Sequence[str]) -> Template:
+  """The same examples with the number of the label word as target."""
+  def template_with_numbers(row: Row) -> list[Example]:
+    return [dataclasses.replace(example, target=str(words.index(example.target)))
+            for example in template(row)]
+  return template_with_numbers
+
+
 def skip_unlabelled(template: Template, label_field: str = 'label') -> Template:
   """Gives no example for rows whose label is -1 (SNLI pairs on which annotators disagreed)."""
   def skipping(row: Row) -> list[Example]:

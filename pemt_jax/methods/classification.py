@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,16 @@ import jax.numpy as jnp
 from pemt_jax.methods.base import Method, Metrics
 from pemt_jax.models.roberta import Roberta
 from pemt_jax.trees import Tree
+
+
+HEAD = ('head/.*', 'head')
+
+
+def with_head(method: Method) -> Method:
+  """The method with a trained head, in the learning-rate group 'head'."""
+  if HEAD in method.tuned:
+    return method
+  return dataclasses.replace(method, tuned=(HEAD, *method.tuned))
 
 
 def text_loss(logits: jax.Array, labels: jax.Array,

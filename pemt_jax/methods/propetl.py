@@ -133,8 +133,9 @@ def for_tasks(options: object, count: int, one_task: bool) -> object:
                              one_task=options.one_task or one_task)
 
 
-def _rules(options: ProPETLOptions, delta: Delta, name: str,
-           sites: Sequence[str]) -> tuple[Rule, ...]:
+def masked_rules(options: ProPETLOptions, delta: Delta, name: str,
+                 sites: Sequence[str]) -> tuple[Rule, ...]:
+  """Rules that place a delta with masks, all with one prototype, at its sites."""
   masked = Masked(delta, tuple(sites), options.density, options.masked_by, options.combine,
                   options.place, options.members_of_tasks, options.first_layer, options.fan,
                   options.one_task)
@@ -146,10 +147,10 @@ def _adapter(options: ProPETLOptions, config: T5Config) -> tuple[Rule, ...]:
                           stddev=options.stddev)
   both = lambda part: [f'encoder/{part}_residual', f'decoder/{part}_residual']
   if options.placement == 'mlp':
-    return _rules(options, Adapter(bottleneck), NAME, both('mlp'))
+    return masked_rules(options, Adapter(bottleneck), NAME, both('mlp'))
   delta = Adapter(bottleneck, 'sublayer')
-  return (*_rules(options, delta, f'{NAME}_attention', both('self_attention')),
-          *_rules(options, delta, NAME, both('mlp')))
+  return (*masked_rules(options, delta, f'{NAME}_attention', both('self_attention')),
+          *masked_rules(options, delta, NAME, both('mlp')))
 
 
 def _lora(options: ProPETLOptions, config: T5Config) -> tuple[Rule, ...]:
@@ -157,16 +158,16 @@ def _lora(options: ProPETLOptions, config: T5Config) -> tuple[Rule, ...]:
   delta, rules = LoRA(options.rank, options.alpha / options.rank, 'zero'), ()
   for projection in dict.fromkeys(options.projections):
     sites = [f'{stack}/self_attention/{projection}' for stack in ('encoder', 'decoder')]
-    rules += _rules(options, delta, f'{NAME}_{projection}', sites)
+    rules += masked_rules(options, delta, f'{NAME}_{projection}', sites)
     if options.cross_attention:
-      rules += _rules(options, delta, f'{NAME}_cross_{projection}',
-                      [f'decoder/cross_attention/{projection}'])
+      rules += masked_rules(options, delta, f'{NAME}_cross_{projection}',
+                            [f'decoder/cross_attention/{projection}'])
   return rules
 
 
 def _prefix(options: ProPETLOptions, config: T5Config) -> tuple[Rule, ...]:
   delta = RowPrefix(options.length, config.heads, options.hidden)
-  return _rules(options, delta, NAME, ['encoder/self_attention', 'decoder/self_attention'])
+  return masked_rules(options, delta, NAME, ['encoder/self_attention', 'decoder/self_attention'])
 
 
 _RULES = {'adapter': _adapter, 'lora': _lora, 'prefix': _prefix}

@@ -2,50 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from pemt_jax.deltas.adapter import Adapter, Bottleneck
-from pemt_jax.deltas.base import Delta
 from pemt_jax.deltas.generated_prefix import RowPrefix
 from pemt_jax.deltas.lora import LoRA
 from pemt_jax.deltas.post_norm import PostNormAdapter
 from pemt_jax.deltas.prefix import Prefix
-from pemt_jax.experts.masked import Masked
+from pemt_jax.methods import propetl
 from pemt_jax.methods.base import FROZEN, Method
-from pemt_jax.methods.propetl import NAME, PROTOTYPE, SCORES, ProPETLOptions
+from pemt_jax.methods.classification import HEAD
+from pemt_jax.methods.propetl import NAME, PROTOTYPE, SCORES, ProPETLOptions, masked_rules
 from pemt_jax.models.roberta_config import RobertaConfig
 from pemt_jax.models.sites import Plan, Rule
+from pemt_jax.models.t5_config import T5Config
 
-HEAD = ('head/.*', 'head')
 # Norms of the backbone have biases here.
 NORMS = (r'encoder/(.*/)?\w+_norm/(scale|bias)', 'norm')
 # Paths that the original does not decay.
 NO_DECAY = ('.*/bias', r'.*/bias_(in|out)', r'.*_norm/scale')
 
 
-def _rules(options: ProPETLOptions, delta: Delta, name: str,
-           sites: Sequence[str]) -> tuple[Rule, ...]:
-  masked = Masked(delta, tuple(sites), options.density, options.masked_by, options.combine,
-                  options.place, options.members_of_tasks, options.first_layer, options.fan,
-                  options.one_task)
-  return tuple(Rule(name, site, masked) for site in masked.sites)
-
-
 def _adapter(options: ProPETLOptions, config: RobertaConfig) -> tuple[Rule, ...]:
   bottleneck = Bottleneck(max(config.embed // options.reduction, 1), options.activation,
                           stddev=options.stddev)
   if options.placement == 'mlp':
-    return _rules(options, PostNormAdapter(bottleneck), NAME, ['encoder/mlp_norm'])
-  return _rules(options, Adapter(bottleneck, 'sublayer'), NAME,
-                ['encoder/self_attention_residual', 'encoder/mlp_residual'])
+    return masked_rules(options, PostNormAdapter(bottleneck), NAME, ['encoder/mlp_norm'])
+  return masked_rules(options, Adapter(bottleneck, 'sublayer'), NAME,
+                      ['encoder/self_attention_residual', 'encoder/mlp_residual'])
 
 
 def _lora(options: ProPETLOptions, config: RobertaConfig) -> tuple[Rule, ...]:
   del config
   delta, rules = LoRA(options.rank, options.alpha / options.rank, 'zero'), ()
   for projection in dict.fromkeys(options.projections):
-    rules += _rules(options, delta, f'{NAME}_{projection}',
-                    [f'encoder/self_attention/{projection}'])
+    rules += masked_rules(options, delta, f'{NAME}_{projection}',
+                          [f'encoder/self_attention/{projection}'])
   return rules
 
 
@@ -55,7 +45,8 @@ def _prefix(options: ProPETLOptions, config: RobertaConfig) -> tuple[Rule, ...]:
     # One network makes the rows of all layers.
     delta = Prefix(options.length, options.hidden, 'layered', biases=True, stddev=1.0)
     return (Rule(NAME, place, delta),)
-  return _rules(options, RowPrefix(options.length, config.heads, options.hidden), NAME, [place])
+  delta = RowPrefix(options.length, config.heads, options.hidden)
+  return masked_rules(options, delta, NAME, [place])
 
 
 _RULES = {'adapter': _adapter, 'lora': _lora, 'prefix': _prefix}
@@ -78,3 +69,11 @@ def propetl_roberta(options: ProPETLOptions, config: RobertaConfig) -> Method:
   if options.tune_norms:
     tuned.append(NORMS)
   return Method(NAME, Plan(_RULES[options.form](options, config)), (*tuned, FROZEN))
+
+
+def propetl_of(options: ProPETLOptions, config: T5Config | RobertaConfig,
+               prompt_length: int) -> Method:
+  """Masked prototypes on the backbone of a config."""
+  if isinstance(config, RobertaConfig):
+    return propetl_roberta(options, config)
+  return propetl.propetl(options, config, prompt_length)

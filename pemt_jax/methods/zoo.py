@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from pemt_jax.errors import UserError
 from pemt_jax.methods import (
     adamix, adapters, attempt, baselines, bitfit, ia3, low_rank, mixda, prefixes, propetl,
-    subspace)
+    propetl_roberta, subspace)
 from pemt_jax.methods.base import FROZEN, Auxiliary, Expand, Method, Observe, joined
 from pemt_jax.models.sites import Plan
 from pemt_jax.models.t5_config import T5Config
@@ -65,7 +65,7 @@ ZOO: dict[str, Entry] = {
     'intrinsic_adapter': Entry(low_rank.IntrinsicAdapterOptions, low_rank.intrinsic_adapter),
     'intrinsic_lora': Entry(low_rank.IntrinsicLoRAOptions, low_rank.intrinsic_lora),
     subspace.NAME: Entry(subspace.SubspaceOptions, subspace.subspace),
-    propetl.NAME: Entry(propetl.ProPETLOptions, propetl.propetl),
+    propetl.NAME: Entry(propetl.ProPETLOptions, propetl_roberta.propetl_of),
     'prefix': Entry(prefixes.PrefixOptions, prefixes.prefix),
     'prefix_kv': Entry(prefixes.KeyValuePrefixOptions, prefixes.prefix_kv),
     'intrinsic_prefix': Entry(prefixes.IntrinsicPrefixOptions, prefixes.intrinsic_prefix),

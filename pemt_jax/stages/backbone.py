@@ -14,10 +14,12 @@ import numpy as np
 from pemt_jax.data.tokenizer import Tokenizer, load_tokenizer
 from pemt_jax.errors import UserError
 from pemt_jax.experts.library import backbone_hash
-from pemt_jax.interop import huggingface
+from pemt_jax.interop import huggingface, roberta_files
 from pemt_jax.methods.base import initialiser
-from pemt_jax.models import t5_config
+from pemt_jax.models import roberta_config, t5_config
 from pemt_jax.models.layers import Compute
+from pemt_jax.models.roberta import Roberta
+from pemt_jax.models.roberta_config import RobertaConfig
 from pemt_jax.models.t5 import T5
 from pemt_jax.models.t5_config import T5Config
 from pemt_jax.trees import Tree
@@ -31,7 +33,7 @@ class Backbone:
 
   Attributes:
     name: as given in the config.
-    config: shapes and constants.
+    config: shapes and constants; a `RobertaConfig` says that it is an encoder with a head.
     params: canonical parameter tree.
     tokenizer: text to ids.
     hash: of the parameters; experts refer to it.
@@ -39,11 +41,16 @@ class Backbone:
   """
 
   name: str
-  config: T5Config
+  config: T5Config | RobertaConfig
   params: Tree
   tokenizer: Tokenizer
   hash: str
   compute: Compute
+
+  @property
+  def has_head(self) -> bool:
+    """Whether it is an encoder with a head for whole texts and not text to text."""
+    return isinstance(self.config, RobertaConfig)
 
 
 def place(name: str) -> str:
@@ -51,10 +58,11 @@ def place(name: str) -> str:
   return str(PLAYGROUND) if name == 'playground' else name
 
 
-def _reshaped(shapes: T5Config, changes: dict[str, Any]) -> T5Config:
-  unknown = sorted(set(changes) - {field.name for field in dataclasses.fields(T5Config)})
+def _reshaped(shapes: Any, changes: dict[str, Any]) -> Any:
+  unknown = sorted(set(changes) - {field.name for field in dataclasses.fields(shapes)})
   if unknown:
-    raise UserError(f"model.shape names '{unknown[0]}', which is no field of T5Config; correct it.")
+    raise UserError(f"model.shape names '{unknown[0]}', which is no field of"
+                    f' {type(shapes).__name__}; correct it.')
   return dataclasses.replace(shapes, **changes)
 
 
@@ -76,12 +84,15 @@ def load_backbone(config: mlc.ConfigDict, seed: int = 0,
       raise UserError(f"model.{field} is '{model[field]}'; choose 'float32' or 'bfloat16'.")
   tokenizer = tokenizer or load_tokenizer(place(model.tokenizer or model.name))
   compute = Compute(model.dtype, model.scan_layers, model.remat)
+  encoder = roberta_config.is_roberta(place(model.name))
   if model.weights == 'random':
-    shapes = _reshaped(t5_config.t5_config(place(model.name)), model.shape.to_dict())
-    params, _ = initialiser(T5(shapes))(jax.random.key(seed))
-    params = jax.tree.map(np.asarray, params)
+    read = roberta_config.roberta_config if encoder else t5_config.t5_config
+    shapes = _reshaped(read(place(model.name)), model.shape.to_dict())
+    empty = Roberta(shapes, labels=0) if encoder else T5(shapes)
+    params = jax.tree.map(np.asarray, initialiser(empty)(jax.random.key(seed))[0])
   elif model.weights == 'pretrained':
-    shapes, params = huggingface.load_t5(place(model.name))
+    load = roberta_files.load_roberta if encoder else huggingface.load_t5
+    shapes, params = load(place(model.name))
   else:
     raise UserError(f"model.weights is '{model.weights}'; choose 'pretrained' or 'random'.")
   if tokenizer.vocab_size > shapes.vocab_size:
@@ -90,6 +101,17 @@ def load_backbone(config: mlc.ConfigDict, seed: int = 0,
         f" '{model.name}' only {shapes.vocab_size} embeddings; set model.tokenizer to the"
         " backbone's own.")
   return Backbone(model.name, shapes, params, tokenizer, backbone_hash(params), compute)
+
+
+def require_text_to_text(backbone: Backbone, stage: str) -> None:
+  """Checks that a backbone can write texts.
+
+  Raises:
+    UserError: it is an encoder with a head.
+  """
+  if backbone.has_head:
+    raise UserError(f"stage {stage} needs a text-to-text backbone, and '{backbone.name}' is an"
+                    ' encoder with a head; choose a T5.')
 
 
 def as_frozen(params: Tree, dtype: str) -> Tree:

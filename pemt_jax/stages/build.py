@@ -14,11 +14,14 @@ from flax import linen as nn
 from pemt_jax.data.pipeline import stack_batches
 from pemt_jax.methods import baselines, pemt, propetl, zoo
 from pemt_jax.methods.base import LossForm, Method, boxed_shapes, initialiser, make_loss
+from pemt_jax.methods.classification import make_text_loss, with_head
 from pemt_jax.models.layers import fold_name
+from pemt_jax.models.roberta import Roberta
 from pemt_jax.models.segments import cut
 from pemt_jax.models.t5 import T5
-from pemt_jax.stages import prompt_sources, prompts
-from pemt_jax.stages.backbone import Backbone, as_frozen, load_backbone
+from pemt_jax.stages import classification, prompt_sources, prompts
+from pemt_jax.stages.backbone import (
+    Backbone, as_frozen, load_backbone, require_text_to_text)
 from pemt_jax.stages.config import generation_config, options_of
 from pemt_jax.stages.decoding import TaskPredict
 from pemt_jax.stages.evaluate import Evaluator, make_predict
@@ -111,7 +114,7 @@ class Stage:
   config: mlc.ConfigDict
   backbone: Backbone
   method: Method
-  model: T5
+  model: T5 | Roberta
   specs: dict[str, ReplicaSpec]
   store: RowStore
   start: Start
@@ -130,13 +133,15 @@ class Stage:
         self.store.examples(spec, split)
     by_name = lambda replica: self.specs[replica.name]
     form = LossForm(self.config.train.label_smoothing, self.config.train.reduction)
+    loss_fn = (make_text_loss(self.model, self.method) if self.backbone.has_head
+               else make_loss(self.model, self.method, form))
     replicas = tuple(
         make_replica(spec.name, spec.config.train, self.store.steps_per_epoch(spec),
                      seed=spec.seed, learning_rate=spec.learning_rate)
         for spec in self.specs.values())
     return Experiment(
         replicas=replicas, frozen=self.start.frozen, init=self.start,
-        loss_fn=make_loss(self.model, self.method, form), evaluate=self.evaluator,
+        loss_fn=loss_fn, evaluate=self.evaluator,
         stream=lambda replica: self.store.stream(by_name(replica)),
         steps_per_epoch=lambda replica: self.store.steps_per_epoch(by_name(replica)),
         stack=stack_batches, rules=self.method.tuned)
@@ -160,13 +165,27 @@ def make_method(config: mlc.ConfigDict, backbone: Backbone, prompt_length: int,
     mixed = bool(config.mixture.sampling)
     options = propetl.for_tasks(options, len(config.tasks) if mixed else 1,
                                 mixed and config.mixture.batches != 'mixed')
+  if config.stage not in zoo.ZOO and not zoo.names_of(config.stage):
+    require_text_to_text(backbone, config.stage)
   if config.stage == 'pemt/stage2':
     return pemt.stage2(options, backbone.config, prompt_length, sources.shape)
   if config.stage == 'pemt/stage1':
     return pemt.stage1(options, backbone.config, prompt_length)
   if config.stage == 'span_corruption':
     return baselines.full(options, backbone.config, prompt_length)
-  return zoo.make(config.stage, options, backbone.config, prompt_length)
+  method = zoo.make(config.stage, options, backbone.config, prompt_length)
+  return with_head(method) if backbone.has_head else method
+
+
+def _evaluator(config, backbone, model, method, store, specs):
+  """Scores and predictions; with a head of classes and values, else of decoded texts."""
+  if backbone.has_head:
+    predict = classification.make_class_predict(model, method)
+    return Evaluator(lambda task: predict, store, specs, classification.label_texts)
+  options = generation_config(config, backbone.config)
+  return Evaluator(
+      TaskPredict(config, options, backbone.tokenizer,
+                  lambda options: make_predict(model, method, options)), store, specs)
 
 
 def build(config: mlc.ConfigDict, workdir: str | pathlib.Path,
@@ -187,7 +206,10 @@ def build(config: mlc.ConfigDict, workdir: str | pathlib.Path,
   if len(config.tasks) == 1:  # The differences of the only task are those of the whole run.
     config = next(iter(specs.values())).config
   backbone = backbone or load_backbone(config, config.seeds[0])
-  store = RowStore(backbone.tokenizer, workdir / 'cache')
+  reader = None
+  if backbone.has_head:
+    backbone, reader = classification.prepared(backbone, specs.values())
+  store = RowStore(backbone.tokenizer, workdir / 'cache', reader)
   sources, folders, source_prompts = None, (), None
   if config.stage == 'pemt/stage2':
     folders = tuple(find_sources(config.sources))
@@ -208,9 +230,8 @@ def build(config: mlc.ConfigDict, workdir: str | pathlib.Path,
   if source_prompts is not None:
     length = source_prompts.tables.shape[1]
   method = make_method(config, backbone, length, sources, source_prompts)
-  model = T5(backbone.config, method.plan, backbone.compute)
+  model = (classification.model_of(backbone, method, specs.values()) if backbone.has_head
+           else T5(backbone.config, method.plan, backbone.compute))
   start = Start(config, backbone, model, method, specs, ids, sources, source_prompts)
-  predict = TaskPredict(config, generation_config(config, backbone.config), backbone.tokenizer,
-                        lambda options: make_predict(model, method, options))
-  evaluator = Evaluator(predict, store, specs)
+  evaluator = _evaluator(config, backbone, model, method, store, specs)
   return Stage(config, backbone, method, model, specs, store, start, evaluator, sources, folders)

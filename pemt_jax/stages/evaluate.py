@@ -49,6 +49,19 @@ def make_predict(model: T5, method: Method, options: GenerationConfig) -> Callab
     observed = method.observe(aux, encoded.rows)
     return tokens, metrics | observed | {'total': total, 'weight': weight, 'extra': extra}
 
+  return over_replicas(predict)
+
+
+def over_replicas(predict: Callable[..., Any]) -> Callable[..., Any]:
+  """Compiles a prediction of one replica for several; a single one is not mapped.
+
+  Args:
+    predict: (tuned, frozen, constants, batch, name of the mapped axis or None) -> pytree.
+
+  Returns:
+    (tuned, frozen, constants, batch) -> pytree; all leaves but those of `frozen` have a leading
+    [replica] axis.
+  """
   @jax.jit
   def every(tuned, frozen, constants, batch):
     if batch['inputs'].shape[0] == 1:
@@ -74,11 +87,15 @@ class Evaluator:
     predict_of: task -> compiled prediction; see `make_predict`.
     store: rows.
     specs: replica name -> what it trains on.
+    texts_of: (task, rows of tokens) -> texts; the tokenizer's, unless something else is predicted.
     latest: (replica name, split) -> texts and statistics of the last evaluation.
   """
 
-  def __init__(self, predict_of: TaskPredict, store: RowStore, specs: Mapping[str, ReplicaSpec]):
+  def __init__(self, predict_of: TaskPredict | Callable[[str], Any], store: RowStore,
+               specs: Mapping[str, ReplicaSpec],
+               texts_of: Callable[[str, Sequence[Any]], list[str]] | None = None):
     self.predict_of = predict_of
+    self.texts_of = texts_of or (lambda task, rows: store.tokenizer.decode_batch(rows))
     self.store = store
     self.specs = specs
     self.latest: dict[tuple[str, str], tuple[list[str], list[dict[str, np.ndarray]]]] = {}
@@ -91,8 +108,16 @@ class Evaluator:
       For each replica the texts in the order of its examples, and the statistics of its batches.
     """
     tokens, statistics = self._decode(tuned, frozen, constants, names, split)
-    decode = self.store.tokenizer.decode_batch
-    return [decode(rows) for rows in tokens], statistics
+    return [self._texts(self.specs[name], split, rows)
+            for name, rows in zip(names, tokens, strict=True)], statistics
+
+  def _texts(self, spec, split, tokens):
+    """Texts of a replica's predictions, task by task."""
+    texts, start = [], 0
+    for part in spec.parts or (spec,):
+      stop = start + len(self.store.examples(part, split).examples)
+      texts, start = texts + self.texts_of(part.task, tokens[start:stop]), stop
+    return texts
 
   def _decode(self, tuned, frozen, constants, names, split):
     """Tokens of each replica in the order of its examples, and the statistics of its batches."""
@@ -139,7 +164,7 @@ class Evaluator:
     tokens, statistics = self._decode(tuned, frozen, constants, names, split)
     results = []
     for name, own, stats in zip(names, tokens, statistics, strict=True):
-      self.latest[name, split] = self.store.tokenizer.decode_batch(own), stats
+      self.latest[name, split] = self._texts(self.specs[name], split, own), stats
       results.append(self._metrics(self.specs[name], split, own, stats) | summarise(stats))
     return results
 
@@ -147,7 +172,7 @@ class Evaluator:
     """Metrics of the tokens that a replica gave for a split."""
     if not spec.parts:
       task, examples = self.store.examples(spec, split).task, self.store.references(spec, split)
-      found = score(task, self.store.tokenizer.decode_batch(tokens), examples)
+      found = score(task, self.texts_of(spec.task, tokens), examples)
       if FREE_TEXT & set(task.metrics):
         lengths = [np.count_nonzero(row != self.store.tokenizer.pad_id) for row in tokens]
         found['generated_tokens'] = float(np.mean(lengths))

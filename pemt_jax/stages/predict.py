@@ -18,6 +18,7 @@ from pemt_jax.errors import UserError
 from pemt_jax.experts.library import CARD, expert_folder, list_experts
 from pemt_jax.stages.artefacts import LoadedExpert, open_expert
 from pemt_jax.stages.backbone import Backbone
+from pemt_jax.stages.classification import class_scores
 from pemt_jax.stages.config import data_config
 from pemt_jax.stages.labels import make_label_scorer, score_rows
 from pemt_jax.training.experiment import Replica
@@ -153,6 +154,11 @@ def predict_examples(expert: LoadedExpert, examples: list[Example],
   """
   stage, fields = expert.stage, expert.stage.config.data
   task = _task_of(expert, task)
+  frozen = stage.start.frozen
+  first = lambda tree: jax.tree.map(lambda a: jnp.asarray(a[0]), tree)
+  trees = (first(expert.tuned), frozen, first(expert.constants))
+  if stage.backbone.has_head:
+    return class_scores(stage, trees, examples, task)
   tokenizer, words = stage.backbone.tokenizer, get_task(task).label_words
   data = pipeline.tokenize_examples(
       examples, tokenizer, max_source_length=fields.max_source_length,
@@ -162,7 +168,6 @@ def predict_examples(expert: LoadedExpert, examples: list[Example],
       data, min(fields.eval_batch_size, len(examples)), list(fields.buckets) or None,
       list(fields.target_buckets) or None))
   texts: dict[int, str] = {}
-  frozen = stage.start.frozen
   predict = stage.evaluator.predict_of(task)
   for batch in batches:
     out, _ = predict(expert.tuned, frozen, expert.constants, pipeline.stack_batches([batch]))
@@ -172,7 +177,5 @@ def predict_examples(expert: LoadedExpert, examples: list[Example],
   ordered = [texts[index] for index in range(len(examples))]
   if not words:
     return ordered, None
-  first = lambda tree: jax.tree.map(lambda a: jnp.asarray(a[0]), tree)
-  trees = (first(expert.tuned), frozen, first(expert.constants))
   scorer = make_label_scorer(stage.model, stage.method, tokenizer, words)
   return ordered, score_rows(scorer, trees, batches)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_collections as mlc
@@ -152,13 +152,16 @@ class RowStore:
   Attributes:
     tokenizer: text to ids.
     cache_dir: folder of token caches.
+    reader: (task data, data fields, cache folder) -> rows, where they are not text to text.
   """
 
-  def __init__(self, tokenizer: Tokenizer, cache_dir: str | pathlib.Path):
+  def __init__(self, tokenizer: Tokenizer, cache_dir: str | pathlib.Path,
+               reader: Callable[..., pipeline.BatchSource] | None = None):
     self.tokenizer = tokenizer
     self.cache_dir = cache_dir
+    self.reader = reader
     self._data: dict[Any, TaskData] = {}
-    self._tokens: dict[Any, pipeline.TokenizedData] = {}
+    self._tokens: dict[Any, pipeline.BatchSource] = {}
 
   def _key(self, spec: ReplicaSpec, split: str) -> tuple[Any, ...]:
     seed = spec.seed if split == 'train' and spec.config.few_shot_by_seed else None
@@ -181,11 +184,14 @@ class RowStore:
       self._data[key] = load_task(spec.task, split, data_config(spec.config, spec.seed))
     return self._data[key]
 
-  def tokens(self, spec: ReplicaSpec, split: str) -> pipeline.TokenizedData:
+  def tokens(self, spec: ReplicaSpec, split: str) -> pipeline.BatchSource:
     """Tokenized examples of a split of one task."""
     key = self._key(spec, split)
     if key not in self._tokens:
       data, fields = self.examples(spec, split), spec.config.data
+      if self.reader is not None:
+        self._tokens[key] = self.reader(data, fields, fields.cache_dir or self.cache_dir)
+        return self._tokens[key]
       self._tokens[key] = pipeline.tokenize_examples(
           data.examples, self.tokenizer, max_source_length=fields.max_source_length,
           max_target_length=data.task.target_tokens or fields.max_target_length,
@@ -195,7 +201,7 @@ class RowStore:
   def references(self, spec: ReplicaSpec, split: str) -> Sequence[Example]:
     """Examples of one task as they are scored."""
     examples = self.examples(spec, split).examples
-    if not spec.config.data.compat_truncated_targets:
+    if not spec.config.data.compat_truncated_targets or self.reader is not None:
       return examples
     targets, decode = self.tokens(spec, split).targets, self.tokenizer.decode_batch
     texts = decode([targets.row(i) for i in range(len(examples))])
@@ -206,6 +212,8 @@ class RowStore:
     if spec.parts:
       parts = [self._train_rows(part) for part in spec.parts]
       return MixedTasks.of(parts, mixing_of(spec.config), spec.seed, spec.name)
+    if self.reader is not None:
+      return self.tokens(spec, 'train')
     cache = spec.config.data.cache_dir or self.cache_dir
     return draw_answers(self.tokens(spec, 'train'), self.examples(spec, 'train').examples,
                         self.tokenizer, spec.seed, cache)

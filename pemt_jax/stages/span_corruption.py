@@ -18,7 +18,7 @@ from pemt_jax.interop import huggingface
 from pemt_jax.methods import baselines
 from pemt_jax.methods.base import make_loss
 from pemt_jax.models.t5 import T5
-from pemt_jax.stages.backbone import Backbone, load_backbone, place
+from pemt_jax.stages.backbone import Backbone, load_backbone, place, require_text_to_text
 from pemt_jax.stages.config import data_config
 from pemt_jax.training.experiment import Experiment, make_replica
 from pemt_jax.training.step import over_replicas
@@ -45,6 +45,7 @@ def build(config: mlc.ConfigDict, workdir: pathlib.Path,
   else:
     raise UserError('span corruption has no text; set config.data.text to text files or folders.')
   backbone = backbone or load_backbone(config, config.seeds[0], tokenizer)
+  require_text_to_text(backbone, config.stage)
   source = _source(config, places, backbone.tokenizer, fields.cache_dir or workdir / 'cache')
   training, held_out = source.split(fields.validation_chunks)
   one_of('model.embedding', config.model.embedding, _EMBEDDINGS)
