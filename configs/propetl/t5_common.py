@@ -2,7 +2,8 @@
 
 `published=1` adds what this library otherwise does in a sounder way: the sum of token losses, the
 mask of the last task in the first layer, scores of a mask that keeps everything, a first step of the
-scores alone, counters of Adam per task, the last step in place of the best, published splits.
+scores alone, counters of Adam per task, the last step in place of the best, published splits, scores
+against targets cut to the training length.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def recipe(form: str, tasks: tuple[str, ...], reduction: int, *, rate: float, ba
   data, train = config.data, config.train
   data.batch_size = batch
   data.max_source_length, data.max_target_length = lengths
-  data.compat_splits = published
+  data.compat_splits = data.compat_truncated_targets = published
+  config.generation.by_task = True
   train.learning_rate, train.steps, train.warmup_steps = rate, steps, 500
   train.label_smoothing = 0.1
   train.reduction = 'sum' if published else 'mean'
