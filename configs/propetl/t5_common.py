@@ -1,9 +1,9 @@
 """What the published ProPETL recipes on T5 share.
 
 `published=1` adds what this library otherwise does in a sounder way: the sum of token losses, the
-mask of the last task in the first layer, scores of a mask that keeps everything, a first step of the
-scores alone, counters of Adam per task, the last step in place of the best, published splits, scores
-against targets cut to the training length.
+mask of the last task in the first layer, scores of a mask that keeps everything, a first step of
+the scores alone, counters of Adam per task, the last step in place of the best, published splits,
+and evaluation against targets cut to the training length.
 """
 
 from __future__ import annotations
