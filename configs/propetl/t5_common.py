@@ -3,7 +3,7 @@
 `published=1` adds what this library otherwise does in a sounder way: the sum of token losses, the
 mask of the last task in the first layer, scores of a mask that keeps everything, a first step of
 the scores alone, counters of Adam per task, the last step in place of the best, published splits,
-and evaluation against targets cut to the training length.
+evaluation against targets cut to the training length, with the length of texts in the average.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def recipe(form: str, tasks: tuple[str, ...], reduction: int, *, rate: float, ba
   data.max_source_length, data.max_target_length = lengths
   data.compat_splits = data.compat_truncated_targets = published
   config.generation.by_task = True
+  config.generation.compat_length_in_average = published
   train.learning_rate, train.steps, train.warmup_steps = rate, steps, 500
   train.label_smoothing = 0.1
   train.reduction = 'sum' if published else 'mean'

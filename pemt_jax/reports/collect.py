@@ -7,6 +7,7 @@ fractions. `seed42`, `sd_42` and their like in the name of a folder tell repetit
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -81,7 +82,7 @@ def _of_run(stage: files.Stage, name: str) -> list[Record]:
 def _by_task(record: Record) -> Record:
   """A mixture's `<task>/<metric>` as a record of that task, named as replicas are."""
   task, _, metric = record.metric.rpartition('/')
-  return Record(task.replace('/', '-') or record.task, record.method, record.value, metric, record.replica)
+  return dataclasses.replace(record, task=task.replace('/', '-') or record.task, metric=metric)
 
 
 def _repetition(replica: str, seed: str) -> str:

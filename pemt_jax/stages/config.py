@@ -86,6 +86,14 @@ def _mixture_fields() -> mlc.ConfigDict:
   return mixture
 
 
+def _generation_fields() -> mlc.ConfigDict:
+  """Decoding options of evaluation and prediction."""
+  generation = mlc.ConfigDict({name: getattr(GenerationConfig(), name) for name in _GENERATION})
+  generation.by_task = False      # a task's own max_length and num_beams come before these
+  generation.compat_length_in_average = False  # of free texts, in average_metrics (published)
+  return generation
+
+
 def _prompt_fields() -> mlc.ConfigDict:
   prompt = mlc.ConfigDict()
   # 'vocab' | 'sample' | 'normal' (published by PEMT) | 'uniform' | 'scaled_uniform' | 'sources'
@@ -147,10 +155,7 @@ def base_config(stage: str) -> mlc.ConfigDict:
   data.noise_density = 0.15       # share of hidden tokens (span corruption)
   data.mean_span = 3.0            # tokens (span corruption)
   data.validation_chunks = 64     # chunks held out (span corruption)
-  config.generation = generation = mlc.ConfigDict()
-  for name in _GENERATION:
-    generation[name] = getattr(GenerationConfig(), name)
-  generation.by_task = False      # a task's own max_length and num_beams come before these
+  config.generation = _generation_fields()
   config.train = default_train_config()
   config.train.metric = 'average_metrics'
   # Fields that differ for a task, such as {'superglue-multirc': {'data': {'batch_size': 64}}}; see

@@ -175,7 +175,8 @@ class Evaluator:
       found = score(task, self.texts_of(spec.task, tokens), examples)
       if FREE_TEXT & set(task.metrics):
         lengths = [np.count_nonzero(row != self.store.tokenizer.pad_id) for row in tokens]
-        found['generated_tokens'] = float(np.mean(lengths))
+        found = with_length(found, float(np.mean(lengths)),
+                            spec.config.generation.compat_length_in_average)
       return found
     found, counts, text, batch = {}, [], 0, 0
     for part in spec.parts:
@@ -189,6 +190,22 @@ class Evaluator:
     averages = [found[f'{task}/{AVERAGE}'] for task in spec.tasks]
     weights = counts if spec.config.mixture.average == 'values' else None
     return found | {AVERAGE: float(np.average(averages, weights=weights))}
+
+
+def with_length(scores: Mapping[str, float], length: float, averaged: bool) -> dict[str, float]:
+  """Adds `generated_tokens` to the scores of a task.
+
+  Args:
+    scores: those of `evaluation.postprocess.score`; the values that are averaged come first.
+    length: mean number of generated tokens.
+    averaged: whether the length, with one decimal, is one of the values that are averaged.
+  """
+  if not averaged:
+    return {**scores, 'generated_tokens': length}
+  chosen = dict(list(scores.items())[:list(scores).index(AVERAGE)])
+  chosen['generated_tokens'] = round(length, 1)
+  return chosen | {AVERAGE: float(np.mean(list(chosen.values())))} | {
+      name: value for name, value in scores.items() if name not in (*chosen, AVERAGE)}
 
 
 def summarise(statistics: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:

@@ -30,7 +30,8 @@ def published(tmp_path):
       for task, found in means.items():
         folder = tmp_path / task / method / f'share_and_mask.sd_{seed}.arf_12'
         folder.mkdir(parents=True)
-        entries = {f'eval_{name}': (value + sign * (seed - 43)) / 100 for name, value in found.items()}
+        entries = {f'eval_{name}': (value + sign * (seed - 43)) / 100
+                   for name, value in found.items()}
         entries |= {'eval_loss': 0.5, 'eval_combined_score': 0.9, 'epoch': 20.0}
         (folder / 'test_results.json').write_text(json.dumps(entries))
   return tmp_path

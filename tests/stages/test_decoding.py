@@ -128,6 +128,16 @@ def test_replicas_of_one_program_are_decoded_by_their_tasks():
   assert [evaluator.latest[task, 'test'][0] for task in WORDS] == list(map(list, WORDS.values()))
 
 
+def test_lengths_enter_the_average_as_published():
+  spec = spec_of('propetl/xsum')
+  evaluator, _ = evaluator_of(spec)
+  found, = evaluate(evaluator, spec)
+  assert found[AVERAGE] == pytest.approx((50 + 50 + 50 + 50) / 4)
+  spec.config.generation.compat_length_in_average = True
+  found, = evaluate(evaluator, spec)
+  assert found[AVERAGE] == pytest.approx((4 * 50 + 3.0) / 5) and found['generated_tokens'] == 3.0
+
+
 @pytest.mark.parametrize('average, weights', [('tasks', (1, 1)), ('values', (2, 1))])
 def test_a_mixture_averages_tasks_or_values(average, weights):
   parts = [spec_of(task) for task in list(WORDS)[:2]]
