@@ -1,7 +1,7 @@
 """Experts as artefacts: `<workdir>/experts/<name>/{card.json, checkpoint/}`, read strictly.
 
-The checkpoint holds two trees, `tuned` and `constants`; the card says what they belong to. An expert
-with masks may have a file of bits in place of it (`experts/packed.py`).
+The checkpoint holds two trees, `tuned` and `constants`; the card says what they belong to. An
+expert with masks may have a file of bits in place of it (`experts/packed.py`).
 """
 
 from __future__ import annotations

@@ -135,8 +135,9 @@ class Masked(Delta):
     paths, found = self.sites_of(shape.stack), {}
     if self.place == 'stack':
       found |= self.delta.source_weights(site_of(paths[0], shape))
-    leading = {'layer': ((shape.layers - self._takes_first(shape), 'layer'),),
-               'layer_task': ((shape.layers, 'layer'), (self.counts()['task'], 'member'))}
+    # Their axes are no 'layer' axis of the layers' scan.
+    leading = {'layer': ((shape.layers - self._takes_first(shape), 'member'),),
+               'layer_task': ((shape.layers, 'member'), (self.counts()['task'], 'member'))}
     for path in paths:
       for owner in (owner for owner in leading if owner in self.owners):
         found |= {f'{owner}_{_key(path.partition("/")[2])}/{name}': weight for name, weight in

@@ -1,7 +1,7 @@
 """Masked prototypes on disk: floats of the prototype, one bit for each entry of a mask.
 
-A packed file is one safetensors file. Masks are packed along their entries, so that the masks of one
-task or layer are whole bytes that can be read alone.
+A packed file is one safetensors file. Masks are packed along their entries, so that the masks of
+one task or layer are whole bytes that can be read alone.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import jax
 import numpy as np
@@ -60,38 +61,47 @@ def plain_model(form, placement='mlp', cross_attention=False):
   return T5(CONFIG, method_of(form, owners=(), place='layer', **options).plan)
 
 
+def mask_of(rule, flat, layer, member, leaf):
+  """The joined mask of a weight in one layer, by NumPy."""
+  delta, (stack, _, site) = rule.delta, rule.site.partition('/')
+  key, own = site.replace('/', '_'), f'deltas/{rule.name}'
+  takes_first = delta.first_layer is not None and stack == 'encoder'
+  scores = {
+      'task': lambda: flat[f'{own}/task/{leaf}'][member[0]],
+      'language': lambda: flat[f'{own}/language/{leaf}'][member[1]],
+      'layer': lambda: flat[f'{stack}/{rule.name}/layer_{key}/{leaf}'][layer - takes_first],
+      'layer_task': lambda: flat[f'{stack}/{rule.name}/layer_task_{key}/{leaf}'][layer, member[0]]}
+  if takes_first and not layer:
+    scores['layer'] = lambda: flat[f'{own}/task/{leaf}'][delta.first_layer]
+  return masks.combine([np.asarray(masks.top_mask(scores[owner](), delta.density))
+                        for owner in delta.owners], delta.how)
+
+
+def prototype_of(rule, flat, layer, place):
+  """The prototype's weights in one layer."""
+  delta, (stack, _, site) = rule.delta, rule.site.partition('/')
+  start = {'model': f'deltas/{rule.name}', 'stack': f'{stack}/{rule.name}',
+           'layer': f'{stack}/layers/{site}/{rule.name}'}[delta.place]
+  own = {name: flat[f'{start}/{name}'] for name in delta.delta.source_weights(place)}
+  if delta.place == 'layer':
+    own = {name: value[layer] for name, value in own.items()}
+  return delta.delta.from_source(own, place)
+
+
 def spelled_out(model, params, task):
-  """Parameters of the plain model: every layer's prototype times its masks, by NumPy."""
+  """Parameters of the plain model: every layer's prototype times its masks."""
   flat = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
   found = {path: leaf for path, leaf in flat.items() if 'propetl' not in path}
-  for rule in model.plan.rules:
-    delta, (stack, _, site) = rule.delta, rule.site.partition('/')
-    key, member = site.replace('/', '_'), delta.members[task]
+  for rule, layer in itertools.product(model.plan.rules, range(2)):
+    stack, _, site = rule.site.partition('/')
     place = site_of(rule.site, StackSpec(CONFIG, Plan(), stack, Compute()).shape)
-    for layer in range(2):
-      start = {'model': f'deltas/{rule.name}', 'stack': f'{stack}/{rule.name}',
-               'layer': f'{stack}/layers/{site}/{rule.name}'}[delta.place]
-      own = {name: flat[f'{start}/{name}'] for name in delta.delta.source_weights(place)}
-      if delta.place == 'layer':
-        own = {name: value[layer] for name, value in own.items()}
-      for name, value in delta.delta.from_source(own, place).items():
-        leaf = name.replace('/', '_')
-        scores = {
-            'task': lambda: flat[f'deltas/{rule.name}/task/{leaf}'][member[0]],
-            'language': lambda: flat[f'deltas/{rule.name}/language/{leaf}'][member[1]],
-            'layer': lambda: flat[f'{stack}/{rule.name}/layer_{key}/{leaf}'][
-                layer - (delta.first_layer is not None and stack == 'encoder')],
-            'layer_task': lambda: flat[f'{stack}/{rule.name}/layer_task_{key}/{leaf}'][
-                layer, member[0]]}
-        if delta.first_layer is not None and (stack, layer) == ('encoder', 0):
-          scores['layer'] = lambda: flat[f'deltas/{rule.name}/task/{leaf}'][delta.first_layer]
-        if np.ndim(value) > 1:
-          made = [np.asarray(masks.top_mask(scores[owner](), delta.density))
-                  for owner in delta.owners]
-          value = value * masks.combine(made, delta.how)
-        module = f'{site}/attend' if site == 'self_attention' else site
-        path = f'{stack}/layers/{module}/{rule.name}/{name}'
-        found.setdefault(path, np.zeros((2, *np.shape(value)), np.float32))[layer] = value
+    module = f'{site}/attend' if site == 'self_attention' else site
+    for name, value in prototype_of(rule, flat, layer, place).items():
+      if np.ndim(value) > 1:
+        member = rule.delta.members[task]
+        value = value * mask_of(rule, flat, layer, member, name.replace('/', '_'))
+      path = f'{stack}/layers/{module}/{rule.name}/{name}'
+      found.setdefault(path, np.zeros((2, *np.shape(value)), np.float32))[layer] = value
   return unflatten(found)
 
 
