@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,8 @@ from pemt_jax.deltas.base import Delta, Values, Weight, Weights, uniform_init
 from pemt_jax.errors import UserError, one_of
 from pemt_jax.experts.masks import COMBINATIONS, combine, top_mask, zeros_of
 from pemt_jax.experts.task_bank import rows_of
-from pemt_jax.models.sites import Aux, Base, Plan, Site, SiteContext, StackShape
+from pemt_jax.models.sites import (
+    Aux, Base, Plan, Site, SiteContext, StackShape, plan_as_json)
 
 # Whose masks there may be; 'layer_task': a layer has masks of its own for each task.
 OWNERS = ('layer', 'task', 'language', 'layer_task')
@@ -257,15 +258,26 @@ class Masked(Delta):
     return found
 
 
-def score_axes(path: str, plan: Plan) -> tuple[float, int] | None:
+def densities_of(plan: Plan | Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  """Density of every rule with masks, by its name.
+
+  Args:
+    plan: of a model, or that of an expert's card (`plan_as_json`).
+  """
+  if isinstance(plan, Plan):
+    plan = plan_as_json(plan)
+  return {rule['name']: rule['config']['density'] for rule in plan
+          if rule['delta'] == Masked.__name__}
+
+
+def score_axes(path: str, densities: Mapping[str, float]) -> tuple[float, int] | None:
   """Density and number of leading axes (layers, tasks) of a leaf of scores; None for others.
 
   Args:
     path: of a leaf in the parameter tree.
-    plan: of the model.
+    densities: of `densities_of`.
   """
-  for rule in plan.rules:
-    found = re.fullmatch(rf'(.*/)?{re.escape(rule.name)}/(task|language|layer_\w+)/\w+', path)
-    if found and isinstance(rule.delta, Masked):
-      return rule.delta.density, 1 + found.group(2).startswith('layer_task_')
+  *_, rule, level, _ = ('', '', '', *path.split('/'))
+  if rule in densities and re.fullmatch(r'task|language|layer_\w+', level):
+    return densities[rule], 1 + level.startswith('layer_task_')
   return None

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,11 +19,12 @@ import numpy as np
 
 from pemt_jax.errors import UserError, one_of
 from pemt_jax.experts import library, tree_files
-from pemt_jax.experts.masked import score_axes
+from pemt_jax.experts.masked import densities_of, score_axes
 from pemt_jax.experts.masks import top_mask
 from pemt_jax.models.sites import Plan
 from pemt_jax.trees import Tree, flatten, unflatten
 
+AnyPlan = Plan | Sequence[Mapping[str, Any]]  # of a model, or of the card of an expert
 DTYPES = {'float32': 32, 'bfloat16': 16}
 _MASKS = 'masks'  # entry of the file's metadata: path -> shape of the mask
 _FORMAT = '1'
@@ -63,7 +64,7 @@ class Storage:
     return 100.0 * self.equivalent / backbone / tasks
 
 
-def storage_of(tuned: Tree, plan: Plan, dtype: str = 'float32') -> Storage:
+def storage_of(tuned: Tree, plan: AnyPlan, dtype: str = 'float32') -> Storage:
   """Storage of a tuned tree; leaves may be arrays or shapes.
 
   Args:
@@ -75,17 +76,17 @@ def storage_of(tuned: Tree, plan: Plan, dtype: str = 'float32') -> Storage:
     UserError: an unknown dtype.
   """
   one_of('the dtype of a packed file', dtype, DTYPES)
-  floats, entries = 0, 0
+  floats, entries, densities = 0, 0, densities_of(plan)
   for path, leaf in flatten(tuned).items():
     size = math.prod(leaf.shape)
-    if score_axes(path, plan) is None:
+    if score_axes(path, densities) is None:
       floats += size
     else:
       entries += size
   return Storage(floats, entries, DTYPES[dtype])
 
 
-def pack(tuned: Tree, plan: Plan, dtype: str = 'float32') -> tuple[dict[str, np.ndarray], dict]:
+def pack(tuned: Tree, plan: AnyPlan, dtype: str = 'float32') -> tuple[dict[str, np.ndarray], dict]:
   """Arrays of a packed file, and the shapes of its masks.
 
   Args:
@@ -100,9 +101,9 @@ def pack(tuned: Tree, plan: Plan, dtype: str = 'float32') -> tuple[dict[str, np.
     UserError: an unknown dtype.
   """
   one_of('the dtype of a packed file', dtype, DTYPES)
-  arrays, shapes = {}, {}
+  arrays, shapes, densities = {}, {}, densities_of(plan)
   for path, leaf in flatten(tuned).items():
-    axes = score_axes(path, plan)
+    axes = score_axes(path, densities)
     if axes is None:
       arrays[path] = np.asarray(jnp.asarray(leaf, jnp.dtype(dtype)))
       continue
@@ -113,7 +114,7 @@ def pack(tuned: Tree, plan: Plan, dtype: str = 'float32') -> tuple[dict[str, np.
   return arrays, shapes
 
 
-def write_packed(path: str | os.PathLike, tuned: Tree, plan: Plan, dtype: str = 'float32') -> None:
+def write_packed(path: str | os.PathLike, tuned: Tree, plan: AnyPlan, dtype: str = 'float32') -> None:
   """Writes a packed file in one move.
 
   Args:
@@ -198,7 +199,7 @@ def read_task(path: str | os.PathLike, task: int) -> dict[str, np.ndarray]:
   return found
 
 
-def save_packed(folder: str | os.PathLike, tuned: Tree, card: library.ExpertCard, plan: Plan,
+def save_packed(folder: str | os.PathLike, tuned: Tree, card: library.ExpertCard, plan: AnyPlan,
                 dtype: str = 'float32') -> library.ExpertCard:
   """Writes an expert with a packed file in one move; `library.load_expert` reads it.
 
@@ -224,3 +225,28 @@ def save_packed(folder: str | os.PathLike, tuned: Tree, card: library.ExpertCard
   tree_files.write_json(temporary / library.CARD, dataclasses.asdict(card))
   tree_files.replace_folder(temporary, folder)
   return card
+
+
+def pack_expert(source: str | os.PathLike, target: str | os.PathLike,
+                dtype: str = 'float32') -> pathlib.Path:
+  """Writes an expert again, with one bit for each entry of its masks.
+
+  Under 'float32' predictions stay the same; scores, which only further training needs, are lost.
+
+  Args:
+    source: folder of the expert.
+    target: folder to write; one that is there is replaced.
+    dtype: of its floats, 'float32' or 'bfloat16'.
+
+  Returns:
+    The folder.
+
+  Raises:
+    UserError: no expert, one without masks or with constants, or an unknown dtype.
+  """
+  tuned, constants, card = library.load_expert(source)
+  if not densities_of(card.plan) or constants:
+    raise UserError(f"expert '{card.name}' has no masks or more than prototype and masks; only an"
+                    ' expert of propetl alone can be packed.')
+  save_packed(target, tuned, card, card.plan, dtype)
+  return pathlib.Path(target)

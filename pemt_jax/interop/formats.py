@@ -9,6 +9,7 @@ import pathlib
 
 from pemt_jax import trees
 from pemt_jax.errors import UserError
+from pemt_jax.experts import packed
 from pemt_jax.interop import expert_format
 from pemt_jax.interop import files
 from pemt_jax.interop import huggingface
@@ -24,6 +25,7 @@ from pemt_jax.models.t5_config import T5Config
 from pemt_jax.trees import Tree
 
 _LAYOUT_KEY = 'layout'
+PACKED = 'packed'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +132,9 @@ def convert(
 def _convert_folder(
     source_kind: str, target_kind: str, source: str, target: str, options: Options) -> list[str]:
   """Adapter folders of other programs, which become experts and back."""
+  if target_kind == PACKED and source_kind == 'expert':
+    packed.pack_expert(source, target)
+    return []
   if source_kind == pemt_prompts.KIND and target_kind == 'expert':
     tasks = options.target.split(',') if options.target else ()
     return pemt_prompts.to_expert(source, target, options.backbone, options.source_folders(), tasks)
@@ -301,4 +306,5 @@ FORMATS: Mapping[str, Format] = {
 # Name of --from and --to -> one line for the help text.
 ABOUT: Mapping[str, str] = {
     **{kind: form.about for kind, form in FORMATS.items()}, **peft_experts.FOLDERS,
-    pemt_prompts.KIND: pemt_prompts.ABOUT}
+    pemt_prompts.KIND: pemt_prompts.ABOUT,
+    PACKED: 'expert of ProPETL with one bit for each entry of its masks; it is read as an expert'}

@@ -140,3 +140,10 @@ def test_mistakes_are_told(trained, tmp_path):
   with pytest.raises(UserError, match="packed.safetensors has 'tuned/decoder/propetl/layer_mlp"):
     library.load_expert(tmp_path / 'expert', fewer)
   assert tree_files.read_json(tmp_path / 'expert' / 'card.json')['name'] == 'glue'
+
+
+def test_an_expert_without_masks_is_refused(tmp_path):
+  library.save_expert(tmp_path / 'expert', {'a': np.zeros(2, np.float32)}, {}, CARD)
+  with pytest.raises(UserError, match="expert 'glue' has no masks or more than prototype"):
+    packed.pack_expert(tmp_path / 'expert', tmp_path / 'packed')
+  assert not (tmp_path / 'packed').exists()

@@ -10,7 +10,6 @@ import pytest
 from pemt_jax.experts import packed
 from pemt_jax.experts.library import load_card, load_expert
 from pemt_jax.stages.artefacts import open_expert
-from pemt_jax.stages.packing import pack_expert
 from pemt_jax.stages.run import run_stage
 from pemt_jax.trees import flatten
 from tests.stages import small
@@ -52,7 +51,7 @@ def scores_of(folder):
 
 def test_a_packed_expert_scores_as_the_expert_did(trained, base):
   folder = trained.experts['mixture']
-  small_folder = pack_expert(folder, base / 'packed')
+  small_folder = packed.pack_expert(folder, base / 'packed')
   assert scores_of(small_folder) == pytest.approx(scores_of(folder), rel=1e-6)
   storage = load_card(small_folder).extra['storage']
   size = (small_folder / 'packed.safetensors').stat().st_size
