@@ -1,10 +1,11 @@
 """Weight ensembling on real tasks: six GLUE sources, twelve few-shot tasks of the gym.
 
-python launch/train.py --config=configs/real_data/ensembling.py --workdir=runs/real_data/ensembling \\
+python launch/train.py --config=configs/real_data/ensembling.py --workdir=runs/real_ensembling \\
   --config.model=runs/real_data/pretrain/backbone --config.source.data.root=DATA \\
   --config.target.data.root=DATA/crossfit_gym
 
-The targets are pre-built draws: 16 rows to train on, 16 to select on. Figures: results/real_data.md.
+The targets are pre-built draws: 16 rows to train on, 16 to select on. Figures:
+results/real_data.md.
 """
 
 from __future__ import annotations

@@ -141,5 +141,5 @@ def test_prompt_length_repeats_or_cuts_the_description(stage1):
 def test_an_unknown_start_is_an_error():
   with pytest.raises(UserError) as error:
     prompts.initial_prompt('zeros', IDS, EMBEDDING, jax.random.key(0))
-  assert str(error.value) == ("prompt.init is 'zeros'; choose one of vocab, sample, normal, uniform,"
-                              ' scaled_uniform.')
+  assert str(error.value) == ("prompt.init is 'zeros'; choose one of vocab, sample, normal,"
+                              ' uniform, scaled_uniform.')
