@@ -311,7 +311,7 @@ def _special_names(config: dict[str, Any]) -> tuple[str, str]:
   def content(key: str, default: str) -> str:
     value = config.get(key) or default
     return value['content'] if isinstance(value, dict) else value
-  eos = content('eos_token', EOS)
+  eos = content('eos_token', content('sep_token', EOS))
   return content('pad_token', eos if 'eos_token' in config else PAD), eos
 
 
@@ -334,7 +334,7 @@ def _from_transformers(source: str, name: str) -> Tokenizer:
         f'Tokenizer {name!r} is neither a local folder nor available from the Hugging Face hub as '
         f'{source!r} ({_short(error)}); give a folder with tokenizer.json or spiece.model.'
     ) from error
-  eos = loaded.eos_token or EOS
+  eos = loaded.eos_token or loaded.sep_token or EOS
   return Tokenizer(backend, loaded.pad_token or eos, eos, name)
 
 

@@ -127,6 +127,8 @@ def make_class_predict(model: Roberta, method: Method) -> Callable[..., Any]:
     total, weight = text_loss(logits, batch['labels'], rows)
     extra, metrics = method.auxiliary(aux, rows)
     values = logits if model.labels == 1 else jnp.argmax(logits, axis=-1)[:, None]
+    if model.labels == 1:
+      metrics = metrics | {'squared_error': total / jnp.maximum(weight, 1.0)}
     observed = method.observe(aux, rows)
     return values, metrics | observed | {'total': total, 'weight': weight, 'extra': extra}
 

@@ -216,7 +216,8 @@ def summarise(statistics: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float
   names = [name for name, value in statistics[0].items()
            if name not in ('total', 'weight', 'extra') and not np.ndim(value)]
   means = {name: float(column(name).mean()) for name in names}
-  return {'loss': loss + float(column('extra').mean()), 'cross_entropy_nats': loss, **means}
+  named = {} if 'squared_error' in means else {'cross_entropy_nats': loss}
+  return {'loss': loss + float(column('extra').mean()), **named, **means}
 
 
 def observations(statistics: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
