@@ -14,9 +14,11 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pemt_jax.deltas.generated_prefix import RowPrefix
 from pemt_jax.errors import UserError, one_of
 from pemt_jax.experts import library, tree_files
 from pemt_jax.experts.masked import densities_of, score_axes
@@ -114,7 +116,8 @@ def pack(tuned: Tree, plan: AnyPlan, dtype: str = 'float32') -> tuple[dict[str, 
   return arrays, shapes
 
 
-def write_packed(path: str | os.PathLike, tuned: Tree, plan: AnyPlan, dtype: str = 'float32') -> None:
+def write_packed(path: str | os.PathLike, tuned: Tree, plan: AnyPlan,
+                 dtype: str = 'float32') -> None:
   """Writes a packed file in one move.
 
   Args:
@@ -248,5 +251,45 @@ def pack_expert(source: str | os.PathLike, target: str | os.PathLike,
   if not densities_of(card.plan) or constants:
     raise UserError(f"expert '{card.name}' has no masks or more than prototype and masks; only an"
                     ' expert of propetl alone can be packed.')
+  tuned, card = without_networks(tuned, card)
   save_packed(target, tuned, card, card.plan, dtype)
   return pathlib.Path(target)
+
+
+def without_networks(tuned: Tree, card: library.ExpertCard) -> tuple[Tree, library.ExpertCard]:
+  """Puts the rows of masked prefixes in place of the networks that make them.
+
+  Args:
+    tuned: trained leaves of an expert.
+    card: of the expert.
+
+  Returns:
+    Leaves and card of an expert that computes the same.
+  """
+  flat = flatten(tuned)
+  networks = {rule['name']: rule['config']['delta'] for rule in card.plan
+              if rule['delta'] == 'Masked' and rule['config']['delta'].get('hidden')}
+  if not networks:
+    return tuned, card
+  for start in [path.removesuffix('/table') for path in flat if path.endswith('/table')]:
+    own = networks.get(start.rpartition('/')[2])
+    if own is None:
+      continue
+    delta = RowPrefix(**own)
+    names = ('table', 'project_in', 'bias_in', 'project_out', 'bias_out')
+    values = {name: jnp.asarray(flat.pop(f'{start}/{name}')) for name in names}
+    make = lambda values, delta=delta: delta.from_source(values, None)['rows']
+    many = values['table'].ndim > 2  # layers have networks of their own
+    flat[f'{start}/rows'] = np.asarray((jax.vmap(make) if many else make)(values))
+  extra = {name: _hidden_to_zero(value) for name, value in card.extra.items()}
+  plan = [_hidden_to_zero(rule) if rule['name'] in networks else rule for rule in card.plan]
+  return unflatten(flat), dataclasses.replace(card, plan=plan, extra=extra)
+
+
+def _hidden_to_zero(value: Any) -> Any:
+  """Options of masked prefixes, wherever they stand in plain values, without a network."""
+  if not isinstance(value, dict):
+    return value
+  found = {name: _hidden_to_zero(inner) for name, inner in value.items()}
+  masked = {'hidden', 'length'} <= set(found) and {'form', 'heads'} & set(found)
+  return found | {'hidden': 0} if masked else found

@@ -60,3 +60,14 @@ def test_a_packed_expert_scores_as_the_expert_did(trained, base):
   task = packed.read_task(small_folder / 'packed.safetensors', 1)
   for path, mask in task.items():
     np.testing.assert_array_equal(mask, leaves[path][1])
+
+
+def test_a_packed_prefix_has_rows_in_place_of_their_network(base, backbone):
+  config = small.config_of(
+      'propetl', backbone, (small.TARGET,), method__form='prefix', method__length=2,
+      method__hidden=3, method__owners=('layer',), train__eval_every='never')
+  folder = next(iter(run_stage(config, base / 'prefix').experts.values()))
+  small_folder = packed.pack_expert(folder, base / 'packed_prefix')
+  leaves = small.leaves_of(small_folder)
+  assert [path for path in leaves if path.startswith('deltas/')] == ['deltas/propetl/rows']
+  assert scores_of(small_folder) == pytest.approx(scores_of(folder), rel=1e-5)
