@@ -13,8 +13,10 @@ from flax import linen as nn
 from pemt_jax.models.generation import log_probability, shift_right
 from pemt_jax.models.layers import fold_name
 from pemt_jax.models.roberta import Roberta
+from pemt_jax.models.roberta_config import RobertaConfig
 from pemt_jax.models.sites import Aux, Plan
 from pemt_jax.models.t5 import T5
+from pemt_jax.models.t5_config import T5Config
 from pemt_jax.trees import Tree, flatten, merge, unflatten
 
 Backbone = T5 | Roberta
@@ -162,6 +164,13 @@ def make_loss(model: T5, method: Method,
     return own + extra, metrics
 
   return loss_fn
+
+
+def backbone_of(config: T5Config | RobertaConfig, plan: Plan = Plan()) -> Backbone:
+  """The backbone of a config; an encoder comes without head."""
+  if isinstance(config, RobertaConfig):
+    return Roberta(config, plan, labels=0)
+  return T5(config, plan)
 
 
 def boxed_shapes(model: Backbone) -> Tree:

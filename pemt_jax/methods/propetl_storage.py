@@ -9,25 +9,26 @@ from collections.abc import Sequence
 from flax import linen as nn
 
 from pemt_jax.experts.packed import Storage, storage_of
-from pemt_jax.methods.base import boxed_shapes
-from pemt_jax.methods.propetl import ProPETLOptions, propetl
-from pemt_jax.models.t5 import T5
+from pemt_jax.methods.base import backbone_of, boxed_shapes
+from pemt_jax.methods.propetl import ProPETLOptions
+from pemt_jax.methods.propetl_roberta import propetl_of
+from pemt_jax.models.roberta_config import RobertaConfig
 from pemt_jax.models.t5_config import T5Config
 from pemt_jax.trees import flatten
 
 
-def storage(options: ProPETLOptions, config: T5Config,
+def storage(options: ProPETLOptions, config: T5Config | RobertaConfig,
             dtype: str = 'float32') -> tuple[Storage, int]:
-  """Storage of a method on a T5, and the number of parameters of the T5; takes no memory.
+  """Storage of a method, and the number of parameters of the backbone; takes no memory.
 
   Args:
     options: of the method; the network behind a prefix is left out, as its rows are stored.
-    config: of the backbone.
+    config: of the backbone; a head is not counted.
     dtype: of the floats.
   """
-  method = propetl(dataclasses.replace(options, hidden=0), config, 0)
-  leaves = flatten(nn.meta.unbox(boxed_shapes(T5(config, method.plan)))['params'])
-  known = set(flatten(boxed_shapes(T5(config))['params']))
+  method = propetl_of(dataclasses.replace(options, hidden=0), config, 0)
+  leaves = flatten(nn.meta.unbox(boxed_shapes(backbone_of(config, method.plan)))['params'])
+  known = set(flatten(boxed_shapes(backbone_of(config))['params']))
   backbone = sum(math.prod(leaf.shape) for path, leaf in leaves.items() if path in known)
   own = {path: leaf for path, leaf in leaves.items() if path not in known}
   return storage_of(own, method.plan, dtype), backbone
@@ -55,8 +56,8 @@ class TaskStorage:
   share: float
 
 
-def per_task(options: ProPETLOptions, config: T5Config, counts: Sequence[int] = (1, 8, 100),
-             dtype: str = 'float32') -> list[TaskStorage]:
+def per_task(options: ProPETLOptions, config: T5Config | RobertaConfig,
+             counts: Sequence[int] = (1, 8, 100), dtype: str = 'float32') -> list[TaskStorage]:
   """Storage per task for several numbers of tasks.
 
   Args:

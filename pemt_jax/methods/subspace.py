@@ -8,11 +8,8 @@ import re
 
 from pemt_jax.deltas.subspace import PROJECTIONS, Subspace, expander
 from pemt_jax.errors import UserError, number, one_of
-from pemt_jax.methods.base import FROZEN, Method, boxed_shapes
-from pemt_jax.models.roberta import Roberta
-from pemt_jax.models.roberta_config import RobertaConfig
+from pemt_jax.methods.base import FROZEN, Method, backbone_of, boxed_shapes
 from pemt_jax.models.sites import Plan, Rule
-from pemt_jax.models.t5 import T5
 from pemt_jax.models.t5_config import T5Config
 from pemt_jax.trees import flatten
 
@@ -59,8 +56,7 @@ def subspace(options: SubspaceOptions, config: T5Config, prompt_length: int) -> 
     UserError: no tensor matches.
   """
   del prompt_length
-  model = Roberta(config, labels=0) if isinstance(config, RobertaConfig) else T5(config)
-  leaves = flatten(boxed_shapes(model)['params'])
+  leaves = flatten(boxed_shapes(backbone_of(config))['params'])
   shapes = {path: leaf.value.shape for path, leaf in leaves.items()
             if re.fullmatch(options.tensors, path)}
   if not shapes:

@@ -15,12 +15,10 @@ from pemt_jax.data.tokenizer import Tokenizer, load_tokenizer
 from pemt_jax.errors import UserError
 from pemt_jax.experts.library import backbone_hash
 from pemt_jax.interop import huggingface, roberta_files
-from pemt_jax.methods.base import initialiser
+from pemt_jax.methods.base import backbone_of, initialiser
 from pemt_jax.models import roberta_config, t5_config
 from pemt_jax.models.layers import Compute
-from pemt_jax.models.roberta import Roberta
 from pemt_jax.models.roberta_config import RobertaConfig
-from pemt_jax.models.t5 import T5
 from pemt_jax.models.t5_config import T5Config
 from pemt_jax.trees import Tree
 
@@ -88,8 +86,8 @@ def load_backbone(config: mlc.ConfigDict, seed: int = 0,
   if model.weights == 'random':
     read = roberta_config.roberta_config if encoder else t5_config.t5_config
     shapes = _reshaped(read(place(model.name)), model.shape.to_dict())
-    empty = Roberta(shapes, labels=0) if encoder else T5(shapes)
-    params = jax.tree.map(np.asarray, initialiser(empty)(jax.random.key(seed))[0])
+    params, _ = initialiser(backbone_of(shapes))(jax.random.key(seed))
+    params = jax.tree.map(np.asarray, params)
   elif model.weights == 'pretrained':
     load = roberta_files.load_roberta if encoder else huggingface.load_t5
     shapes, params = load(place(model.name))

@@ -11,6 +11,7 @@ import pytest
 from pemt_jax import trees
 from pemt_jax.errors import UserError
 from pemt_jax.interop import files, names, roberta_files
+from pemt_jax.methods.base import boxed_shapes
 from pemt_jax.models import roberta_config
 from pemt_jax.models.roberta import Roberta
 from pemt_jax.models.roberta_config import RobertaConfig
@@ -131,12 +132,16 @@ def test_names_are_strict(tmp_path):
     roberta_files.load_roberta(tmp_path)
 
 
-def test_every_tensor_of_a_published_size_has_its_place():
+def test_every_tensor_and_every_parameter_of_a_published_size_has_its_place():
   for name, config in roberta_config.PUBLISHED.items():
     table = roberta_files.roberta_table(config, 2, config.kind == 'roberta')
     total = sum(int(np.prod(weight.shape)) for weight in table.weights)
     assert len({weight.name for weight in table.weights}) == len(table.weights)
     assert names.Table(table.weights).leaf_shapes()['shared/embedding'][0] == config.vocab_size
+    model = boxed_shapes(Roberta(config, labels=2))['params']
+    found = {path: leaf.value.shape for path, leaf in trees.flatten(model).items()}
+    assert found == {path: shape for path, shape in names.Table(table.weights).leaf_shapes().items()
+                     if not path.startswith('pooler/')}
     # Published sizes in millions of parameters.
     expected = {'roberta-base': 125, 'roberta-large': 356, 'bert-base-uncased': 109,
                 'bert-base-cased': 108, 'bert-large-uncased': 335, 'bert-large-cased': 334}[name]

@@ -6,6 +6,7 @@ import pytest
 
 from pemt_jax.methods import propetl
 from pemt_jax.methods.propetl_storage import per_task, storage
+from pemt_jax.models.roberta_config import PUBLISHED
 from pemt_jax.models.t5_config import t5_config
 
 BASE = t5_config('t5-base')
@@ -38,3 +39,15 @@ def test_bfloat16_halves_the_prototype_only():
 def test_other_forms(form, floats, entries):
   found, _ = storage(propetl.ProPETLOptions(form=form, owners=('layer',)), BASE)
   assert (found.floats, found.mask_entries) == (floats, entries)
+
+
+@pytest.mark.parametrize('options, floats, entries, equivalent', [
+    ({'reduction': 12}, 99_136, 12 * 98_304, 136_000),
+    ({'form': 'lora', 'rank': 32}, 98_304, 12 * 98_304, 135_168),
+    ({'form': 'prefix', 'length': 64}, 98_304, 12 * 98_304, 135_168),
+    ({'owners': (), 'place': 'layer'}, 1_189_632, 0, 1_189_632)])
+def test_storage_on_roberta(options, floats, entries, equivalent):
+  found, backbone = storage(propetl.ProPETLOptions(**{'owners': ('layer',)} | options),
+                            PUBLISHED['roberta-base'])
+  assert (found.floats, found.mask_entries, found.bits / 32) == (floats, entries, equivalent)
+  assert backbone == 124_055_040  # without the pooler, which nothing reads

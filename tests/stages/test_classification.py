@@ -87,6 +87,20 @@ def test_an_expert_scores_again_what_it_scored(run):
   np.testing.assert_allclose(np.exp(scores).sum(-1), 1.0, rtol=1e-5)
 
 
+def test_a_batch_may_mix_tasks_under_masks_of_their_own(base, roberta):
+  config = small.config_of(
+      'propetl', roberta, method__owners=('task', 'layer'), method__reduction=4,
+      mixture__sampling='equal', train__eval_every='never')
+  result = run_stage(config, base / 'mixed')
+  spec, = result.stage.specs.values()
+  batch = next(result.stage.store.stream(spec))
+  assert set(batch['task_ids']) == {0, 1} and batch['labels'].shape == (8,)
+  tuned = flatten(load_expert(result.experts['mixture'])[0])
+  assert tuned['deltas/propetl/task/down_kernel'].shape == (2, 16, 4)
+  metrics = result.trained.results['mixture']['final_metrics']
+  assert {f'{task}/accuracy' for task in small.SOURCES} <= set(metrics)
+
+
 def rows_of(folder, task, labels):
   rng = np.random.default_rng(0)
   text = lambda: ' '.join(rng.choice(WORDS, size=rng.integers(2, 6)))
