@@ -19,6 +19,7 @@ from pemt_jax.interop import pemt_files
 from pemt_jax.interop import pemt_layout
 from pemt_jax.interop import pemt_original
 from pemt_jax.interop import pemt_prompts
+from pemt_jax.interop import propetl_experts
 from pemt_jax.interop.pemt_layout import PemtLayout
 from pemt_jax.models import t5_config
 from pemt_jax.models.t5_config import T5Config
@@ -135,6 +136,10 @@ def _convert_folder(
   if target_kind == PACKED and source_kind == 'expert':
     packed.pack_expert(source, target)
     return []
+  if source_kind == propetl_experts.KIND and target_kind == 'expert':
+    return propetl_experts.to_expert(source, target, options.backbone)
+  if target_kind == propetl_experts.KIND and source_kind == 'expert':
+    return propetl_experts.from_expert(source, target, options.weights)
   if source_kind == pemt_prompts.KIND and target_kind == 'expert':
     tasks = options.target.split(',') if options.target else ()
     return pemt_prompts.to_expert(source, target, options.backbone, options.source_folders(), tasks)
@@ -306,5 +311,5 @@ FORMATS: Mapping[str, Format] = {
 # Name of --from and --to -> one line for the help text.
 ABOUT: Mapping[str, str] = {
     **{kind: form.about for kind, form in FORMATS.items()}, **peft_experts.FOLDERS,
-    pemt_prompts.KIND: pemt_prompts.ABOUT,
+    pemt_prompts.KIND: pemt_prompts.ABOUT, propetl_experts.KIND: propetl_experts.ABOUT,
     PACKED: 'expert of ProPETL with one bit for each entry of its masks; it is read as an expert'}
