@@ -20,6 +20,7 @@ from pemt_jax.interop import pemt_layout
 from pemt_jax.interop import pemt_original
 from pemt_jax.interop import pemt_prompts
 from pemt_jax.interop import propetl_experts
+from pemt_jax.interop import propetl_roberta_experts
 from pemt_jax.interop.pemt_layout import PemtLayout
 from pemt_jax.models import t5_config
 from pemt_jax.models.t5_config import T5Config
@@ -145,6 +146,9 @@ def _convert_folder(
     return pemt_prompts.to_expert(source, target, options.backbone, options.source_folders(), tasks)
   if target_kind == pemt_prompts.KIND and source_kind == 'expert':
     return pemt_prompts.from_expert(source, target, options.weights)
+  if propetl_roberta_experts.KIND in (source_kind, target_kind) and 'expert' in (
+      source_kind, target_kind):
+    return _propetl_roberta(source_kind, source, target, options)
   if target_kind == 'expert':
     task = next(iter(options.source_names), None)
     return peft_experts.to_expert(source_kind, source, target, options.backbone, task)
@@ -153,6 +157,13 @@ def _convert_folder(
         target_kind, source, target, options.backbone, options.weights)
   raise UserError(f'There is no way from {source_kind} to {target_kind}; convert to an expert '
                   'first.')
+
+
+def _propetl_roberta(source_kind: str, source: str, target: str, options: Options) -> list[str]:
+  if source_kind == 'expert':
+    return propetl_roberta_experts.from_expert(source, target, options.backbone, options.weights)
+  return propetl_roberta_experts.to_expert(source, target, options.backbone,
+                                           next(iter(options.source_names), None))
 
 
 def _on_backbone(artefact: Artefact, name: str) -> Artefact:
@@ -312,4 +323,5 @@ FORMATS: Mapping[str, Format] = {
 ABOUT: Mapping[str, str] = {
     **{kind: form.about for kind, form in FORMATS.items()}, **peft_experts.FOLDERS,
     pemt_prompts.KIND: pemt_prompts.ABOUT, propetl_experts.KIND: propetl_experts.ABOUT,
+    propetl_roberta_experts.KIND: propetl_roberta_experts.ABOUT,
     PACKED: 'expert of ProPETL with one bit for each entry of its masks; it is read as an expert'}

@@ -12,7 +12,7 @@ from pemt_jax.data.playground import vocabulary
 from pemt_jax.data.tokenizer import train_word_tokenizer
 from pemt_jax.errors import UserError
 from pemt_jax.experts.library import load_expert
-from pemt_jax.interop import roberta_files
+from pemt_jax.interop import formats, roberta_files
 from pemt_jax.methods.base import initialiser
 from pemt_jax.models.roberta import Roberta
 from pemt_jax.models.roberta_config import RobertaConfig
@@ -48,6 +48,15 @@ def run(base, roberta):
   config = small.config_of('propetl', roberta, steps=3, method__owners=('layer',),
                            method__reduction=4, method__density=0.5, train__eval_every=1)
   return run_stage(config, base / 'classes')
+
+
+@pytest.fixture(scope='module')
+def mixed(base, roberta):
+  """ProPETL with masks of tasks and layers on a mixture of both tasks."""
+  config = small.config_of(
+      'propetl', roberta, method__owners=('task', 'layer'), method__reduction=4,
+      mixture__sampling='equal', train__eval_every='never')
+  return run_stage(config, base / 'mixed')
 
 
 def test_replicas_train_and_score_with_the_metrics_of_their_tasks(run, base):
@@ -87,11 +96,41 @@ def test_an_expert_scores_again_what_it_scored(run):
   np.testing.assert_allclose(np.exp(scores).sum(-1), 1.0, rtol=1e-5)
 
 
-def test_a_batch_may_mix_tasks_under_masks_of_their_own(base, roberta):
-  config = small.config_of(
-      'propetl', roberta, method__owners=('task', 'layer'), method__reduction=4,
-      mixture__sampling='equal', train__eval_every='never')
-  result = run_stage(config, base / 'mixed')
+def test_experts_become_folders_of_the_original_and_come_back(run, roberta, tmp_path):
+  expert = run.experts['playground-omen']
+  options = formats.Options(weights='safetensors')
+  assert not formats.convert('expert', 'propetl_roberta', str(expert), str(tmp_path), options)
+  folder = tmp_path / 'omen'
+  assert {file.name for file in folder.iterdir()} == {
+      'adapter_config.json', 'head_config.json', 'adapter_mask.safetensors',
+      'pytorch_adapter.safetensors', 'pytorch_model_head.safetensors'}
+  options = formats.Options(sources=('playground/omen',), backbone=roberta)
+  back = tmp_path / 'back'
+  formats.convert('propetl_roberta', 'expert', str(folder), str(back), options)
+  overrides = {'data.source': 'playground', 'data.template': 'default', 'data.max_test_rows': 16,
+               'data.max_source_length': 24, 'data.split_rule': 'published'}
+  found = evaluate_experts(back, 'test', overrides)['back']
+  expected = run.trained.results['playground-omen']['final_metrics']
+  assert found['loss'] == pytest.approx(expected['loss'], rel=1e-5)
+  assert found['accuracy'] == expected['accuracy']
+
+
+def test_a_packed_expert_scores_the_same(run, tmp_path):
+  expert = run.experts['playground-tide']
+  formats.convert('expert', 'packed', str(expert), str(tmp_path / 'packed'), formats.Options())
+  found = evaluate_experts(tmp_path / 'packed', 'test', {})['packed']
+  expected = run.trained.results['playground-tide']['final_metrics']
+  assert found['loss'] == pytest.approx(expected['loss'], rel=1e-6)
+
+
+def test_masks_of_tasks_have_no_place_in_the_original(mixed, tmp_path):
+  expert = mixed.experts['mixture']
+  with pytest.raises(UserError, match='this expert has masks of task, layer over a prototype'):
+    formats.convert('expert', 'propetl_roberta', str(expert), str(tmp_path), formats.Options())
+
+
+def test_a_batch_may_mix_tasks_under_masks_of_their_own(mixed):
+  result = mixed
   spec, = result.stage.specs.values()
   batch = next(result.stage.store.stream(spec))
   assert set(batch['task_ids']) == {0, 1} and batch['labels'].shape == (8,)
