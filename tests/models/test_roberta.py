@@ -287,3 +287,22 @@ def test_without_a_head_the_states_come_out():
   variables, batch = variables_of(model), make_batch()
   states, _ = forward(model, variables, batch)
   assert states.shape == (3, 6, 8) and 'head' not in variables['params']
+
+
+def test_every_place_draws_its_own_dropout():
+  config = dataclasses.replace(CONFIG, embed=32, dropout=0.5)
+  sites = ('encoder/self_attention_residual', 'encoder/mlp_residual', 'head/dense', 'head/out')
+  model = planned(*(('probe', site, tiny.Affine()) for site in sites), config=config)
+  variables, batch = variables_of(model), make_batch(config)
+  _, aux = forward(model, variables, batch, KEY)
+  seen = [np.asarray(aux[f'{site}/probe/seen']) for site in sites]
+  dropped = [seen[0][0] == 0, seen[0][1] == 0, seen[1][0] == 0, seen[1][1] == 0]
+  for i, one in enumerate(dropped):
+    assert 0.4 < one.mean() < 0.6
+    for other in dropped[:i]:
+      assert 0.4 < (one != other).mean() < 0.6
+  heads = [seen[2][:, 0] == 0, seen[3][:, 0] == 0]
+  assert all(0.3 < one.mean() < 0.7 for one in heads)
+  assert 0.3 < (heads[0] != heads[1]).mean() < 0.7
+  _, aux = forward(model, variables, batch)
+  assert all((np.asarray(aux[f'{site}/probe/seen']) != 0).all() for site in sites)
