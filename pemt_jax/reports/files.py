@@ -22,6 +22,13 @@ Every stage folder (the workdir itself or a folder below it) may hold:
   may be absent.
 `correlation.npz`: `matrix` [row, column]; `rows` [row] names; `columns` [column] names (optional,
   default `rows`).
+`masks.npz`: overlap (Jaccard) and density of masks.
+  `replicas` [replica] names; `matrices` [matrix] names, the first '' for all together; for each
+  owner out of `task`, `language`, `layer` that has masks its name with the names [member],
+  `<owner>_overlap` [replica, matrix, member, member], `<owner>_density` [replica, matrix, member];
+  `task_layer_overlap` [replica, matrix, task, layer] (optional); `joined` [replica, row, column]
+  share of entries that a layer uses for a task, `joined_rows`, `joined_columns` their names;
+  `expected` [replica] overlap by chance.
 
 A run that trained its replicas one by one has `metrics.jsonl` and `times.json` in each folder of
 `replicas/`; they are read as those of the run.
@@ -40,7 +47,9 @@ import numpy as np
 from pemt_jax.errors import UserError
 
 PARTS = ('result.json', 'metrics.jsonl', 'config.json', 'environment.json')
-EXTRAS = ('gates.npz', 'correlation.npz', 'times.json', 'resources.json', 'parameters.json')
+EXTRAS = ('gates.npz', 'correlation.npz', 'masks.npz', 'times.json', 'resources.json',
+          'parameters.json')
+MASK_OWNERS = ('task', 'language', 'layer')
 # Folders that hold arrays or written reports, never a stage.
 _NO_STAGE = {'experts', 'checkpoint', 'checkpoints', 'best', 'report', 'tensorboard', 'cache',
              'predictions', 'sources', 'backbone'}
@@ -67,6 +76,22 @@ class Correlation:
   matrix: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
+class MaskOverlaps:
+  """Overlaps and densities of masks, means over replicas; see `masks.npz` above.
+
+  `across` is [matrix, task, layer] or None; `joined` has the names of its rows and columns.
+  """
+
+  matrices: tuple[str, ...]
+  members: dict[str, tuple[str, ...]]
+  overlaps: dict[str, np.ndarray]
+  densities: dict[str, np.ndarray]
+  across: np.ndarray | None
+  joined: Correlation
+  expected: float
+
+
 @dataclasses.dataclass
 class Stage:
   """What one stage folder holds; a part that is absent is None and named in `missing`.
@@ -81,6 +106,7 @@ class Stage:
   environment: Any = None
   gates: Gates | None = None
   correlation: Correlation | None = None
+  masks: MaskOverlaps | None = None
   times: Any = None
   resources: Any = None
   parameters: Any = None
@@ -134,7 +160,8 @@ def read_stage(folder: pathlib.Path, root: pathlib.Path) -> Stage:
   name = str(folder.relative_to(root))
   stage = Stage(name='' if name == '.' else name)
   readers = {**dict.fromkeys(PARTS + EXTRAS, read_json), 'metrics.jsonl': read_metrics,
-             'gates.npz': read_gates, 'correlation.npz': read_correlation}
+             'gates.npz': read_gates, 'correlation.npz': read_correlation,
+             'masks.npz': read_masks}
   for part, reader in readers.items():
     path = folder / part
     if path.exists():
@@ -267,6 +294,36 @@ def read_correlation(path: pathlib.Path) -> Correlation:
   columns = _names(arrays.get('columns', arrays['rows']))
   _check(path, 'matrix', arrays['matrix'], (len(rows), len(columns)))
   return Correlation(rows, columns, arrays['matrix'])
+
+
+def read_masks(path: pathlib.Path) -> MaskOverlaps:
+  """Reads `masks.npz` (see the module's docstring); means over replicas.
+
+  Raises:
+    UserError: an array is missing or misshaped.
+  """
+  arrays = _arrays(path, ('replicas', 'matrices', 'joined', 'joined_rows', 'joined_columns',
+                          'expected'))
+  matrices, count = _names(arrays['matrices']), len(arrays['replicas'])
+  members = {owner: _names(arrays[owner]) for owner in MASK_OWNERS if owner in arrays}
+
+  def mean(name, *shape):
+    if name not in arrays:
+      raise UserError(f"File '{path}' lacks the array '{name}'; it has {', '.join(arrays)}.")
+    _check(path, name, arrays[name], (count, *shape))
+    return arrays[name].mean(axis=0)
+
+  sizes = {owner: len(names) for owner, names in members.items()}
+  overlaps = {owner: mean(f'{owner}_overlap', len(matrices), size, size)
+              for owner, size in sizes.items()}
+  densities = {owner: mean(f'{owner}_density', len(matrices), size)
+               for owner, size in sizes.items()}
+  across = (mean('task_layer_overlap', len(matrices), sizes.get('task'), sizes.get('layer'))
+            if 'task_layer_overlap' in arrays else None)
+  names = [_names(arrays[f'joined_{axis}']) for axis in ('rows', 'columns')]
+  joined = Correlation(*names, mean('joined', *map(len, names)))
+  return MaskOverlaps(matrices, members, overlaps, densities, across, joined,
+                      float(arrays['expected'].mean()))
 
 
 def save_gates(path: str | os.PathLike[str], gates: Gates, replicas: list[str]) -> None:

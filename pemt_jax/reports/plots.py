@@ -12,7 +12,7 @@ from pemt_jax.reports import pictures
 from pemt_jax.reports.files import Correlation, Gates
 from pemt_jax.reports.tables import Table, cell_of, group_of
 
-_WRITTEN_CELLS = 200  # most cells of a heat map that carry their number
+WRITTEN_CELLS = 200  # most cells of a heat map that carry their number
 _OUTER = 'time outside of the loop'
 PHASES = {'input': '#2aa5b8', 'compilation': '#a98a1c', 'step': '#3b7dd8', 'evaluation': '#b455b0',
           'checkpoint': '#8a7f78', _OUTER: '#c9c4bf'}
@@ -28,7 +28,7 @@ def _limits(matrix: np.ndarray) -> tuple[str, float, float]:
   return 'Blues', 0.0, high or 1.0
 
 
-def _narrow(matrix: np.ndarray) -> tuple[str, float, float]:
+def narrow_limits(matrix: np.ndarray) -> tuple[str, float, float]:
   """As `_limits`, but a range that begins near the smallest number if all are far from zero."""
   colours, low, high = _limits(matrix)
   if low < 0 or not np.isfinite(matrix).any():
@@ -36,7 +36,7 @@ def _narrow(matrix: np.ndarray) -> tuple[str, float, float]:
   return colours, max(0.0, min(float(np.nanmin(matrix)), high - 0.2) - 0.05), high
 
 
-def _heat_map(axes: Any, matrix: np.ndarray, limits: tuple[str, float, float],
+def heat_map(axes: Any, matrix: np.ndarray, limits: tuple[str, float, float],
               written: bool, start: float = 0.0) -> Any:
   """Draws a matrix with row 0 at the top, its left side at `start`; NaN cells stay empty."""
   colours, low, high = limits
@@ -55,7 +55,8 @@ def _heat_map(axes: Any, matrix: np.ndarray, limits: tuple[str, float, float],
   return image
 
 
-def _name_ticks(axis: Any, names: Sequence[str], **options: Any) -> None:
+def name_ticks(axis: Any, names: Sequence[str], **options: Any) -> None:
+  """Writes the names of rows or columns in the middle of their cells."""
   axis.set_ticks(np.arange(len(names)) + 0.5, names, **options)
 
 
@@ -67,14 +68,15 @@ def correlation(data: Correlation) -> str:
     height = 0.5 + 0.3 * len(rows) + 0.055 * max(map(len, columns))
     figure, axes = pictures.axes_grid(min(width, pictures.WIDTH), min(height, 14.0))
     panel = axes[0, 0]
-    image = _heat_map(panel, matrix, _narrow(matrix), matrix.size <= _WRITTEN_CELLS)
-    _name_ticks(panel.yaxis, rows)
-    _name_ticks(panel.xaxis, columns, rotation=40, ha='right', rotation_mode='anchor')
-    _colour_bar(figure, image, axes)
+    image = heat_map(panel, matrix, narrow_limits(matrix), matrix.size <= WRITTEN_CELLS)
+    name_ticks(panel.yaxis, rows)
+    name_ticks(panel.xaxis, columns, rotation=40, ha='right', rotation_mode='anchor')
+    colour_bar(figure, image, axes)
     return pictures.to_svg(figure, 'Task correlation')
 
 
-def _colour_bar(figure: Any, image: Any, axes: Any) -> None:
+def colour_bar(figure: Any, image: Any, axes: Any) -> None:
+  """Puts the scale of an image beside its axes."""
   aspect = max(15.0, 7.0 * figure.get_figheight())
   bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=aspect, pad=0.01)
   bar.ax.tick_params(labelsize=7, length=2)
@@ -155,9 +157,9 @@ def gates_by_layer(gates: Gates) -> str:
       if i < len(targets):
         own = {name: array[i].T for name, array in stacks.items()}
         image = _draw_stacks(panel, own, high, layers * columns <= 34)
-        _name_ticks(panel.yaxis, sources if i % columns == 0 else [''] * len(sources))
+        name_ticks(panel.yaxis, sources if i % columns == 0 else [''] * len(sources))
         panel.set_title(short_names(targets)[i], fontsize=8.5, loc='left', pad=16)
-    _colour_bar(figure, image, axes)
+    colour_bar(figure, image, axes)
     return pictures.to_svg(figure, 'Gate weight of each source (rows) in each layer (columns), one '
                                    'panel per target')
 
@@ -166,7 +168,7 @@ def _draw_stacks(panel: Any, stacks: Mapping[str, np.ndarray], high: float, writ
   """Draws [source, layer] weights of both stacks side by side, with a gap between them."""
   start, ticks, names = 0.0, [], []
   for name, matrix in stacks.items():
-    image = _heat_map(panel, matrix, ('Blues', 0.0, high), written, start)
+    image = heat_map(panel, matrix, ('Blues', 0.0, high), written, start)
     count = matrix.shape[1]
     panel.text(start + count / 2, -0.15, name, ha='center', va='bottom', fontsize=7)
     ticks += [start + i + 0.5 for i in range(count)]

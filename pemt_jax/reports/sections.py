@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pemt_jax.errors import UserError
-from pemt_jax.reports import compare, curves, pictures, plots, tables, views
+from pemt_jax.reports import compare, curves, masks, pictures, plots, tables, views
 from pemt_jax.reports.files import Stage
 from pemt_jax.reports.views import Block, Section
 
@@ -20,6 +20,7 @@ _WHY = {
     'environment.json': 'no description of the environment',
     'gates.npz': 'no gate weights: no gate heat maps',
     'correlation.npz': 'no task correlation: no matrix',
+    'masks.npz': 'no masks: no overlaps of tasks and layers',
     'times.json': 'no seconds by phase',
     'resources.json': 'no seconds and memory of the whole run',
     'parameters.json': 'no numbers of parameters',
@@ -124,6 +125,7 @@ def stage_section(name: str, stage: Stage, colour: str | None = None) -> Section
   if stage.correlation is not None:
     blocks.append(Block('Task correlation', 'svg', plots.correlation(stage.correlation),
                         'Similarity of mean prompt rows; mean over seeds.'))
+  blocks += masks.blocks(stage.masks) if stage.masks else []
   blocks += [*_curve_blocks(stage, colour), *side, *_other_numbers(result)]
   if stage.config is not None:
     text = json.dumps(stage.config, indent=2, ensure_ascii=False)

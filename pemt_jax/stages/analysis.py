@@ -10,14 +10,14 @@ import sys
 import jax
 import numpy as np
 
-from pemt_jax.experts import tree_files
+from pemt_jax.experts import mask_analysis, tree_files
 from pemt_jax.stages.backbone import count
 from pemt_jax.stages.build import Stage
 from pemt_jax.stages.evaluate import observations
 from pemt_jax.stages.sources import PROMPT
 from pemt_jax.training.loop import TrainResult
 from pemt_jax.training.records import METRICS
-from pemt_jax.trees import flatten
+from pemt_jax.trees import flatten, unflatten
 
 STACKS = ('encoder', 'decoder')
 # getrusage counts kilobytes on Linux and bytes on macOS.
@@ -25,7 +25,7 @@ _RSS_UNIT = 1 if sys.platform == 'darwin' else 1024
 
 
 def write(stage: Stage, trained: TrainResult, workdir: pathlib.Path) -> None:
-  """Writes predictions, gates.npz, correlation.npz and parameters.json below the workdir.
+  """Writes predictions, gates, correlation, masks and parameters.json below the workdir.
 
   Predictions and gates are those of the final split with the best step of each replica.
   """
@@ -37,6 +37,7 @@ def write(stage: Stage, trained: TrainResult, workdir: pathlib.Path) -> None:
   _write_tasks(stage, trained, workdir)
   _write_gates(stage, evaluated, workdir)
   _write_correlation(stage, trained, names, workdir)
+  _write_masks(stage, trained, workdir)
   tuned = flatten(stage.start.tuned_shapes())
   tree_files.write_json(workdir / 'parameters.json', {
       'tuned_parameters_per_replica': count(tuned), 'frozen_parameters': count(stage.start.frozen),
@@ -140,3 +141,26 @@ def _write_correlation(stage, trained, names, workdir):
   matrix = np.array([[prompt_similarity(a, b) for b in others] for a in own])
   np.savez(workdir / 'correlation.npz', matrix=matrix, rows=np.array(rows),
            columns=np.array(columns))
+
+
+def _write_masks(stage, trained, workdir):
+  """Overlaps and densities of masks in the best tree of each replica."""
+  tuned, found = flatten(trained.tuned), []
+  for index, spec in enumerate(stage.specs.values()):
+    own = unflatten({path: leaf[index] for path, leaf in tuned.items()})
+    tasks = spec.tasks if spec.parts else (spec.task,)
+    found.append(mask_analysis.analyse(own, stage.method.plan, tasks))
+  first = found[0] if found else None
+  if first is None or first.expected == 1.0:
+    return
+  stack = lambda get: np.stack([get(own) for own in found])
+  arrays = {'joined': stack(lambda own: own.joined), 'expected': stack(lambda own: own.expected)}
+  for owner, members in first.members.items():
+    arrays[owner] = np.array(members)
+    arrays[f'{owner}_overlap'] = stack(lambda own, owner=owner: own.overlaps[owner])
+    arrays[f'{owner}_density'] = stack(lambda own, owner=owner: own.densities[owner])
+  if first.across is not None:
+    arrays['task_layer_overlap'] = stack(lambda own: own.across)
+  np.savez(workdir / 'masks.npz', replicas=np.array(list(stage.specs)),
+           matrices=np.array(first.matrices), joined_rows=np.array(first.layers),
+           joined_columns=np.array(first.tasks), **arrays)

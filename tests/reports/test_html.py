@@ -38,6 +38,10 @@ def run(workdir):
   files.save_gates(second / 'gates.npz', gates, ['cb-0'])
   files.save_correlation(second / 'correlation.npz',
                          files.Correlation(('cb',), ('mnli', 'qqp'), np.ones((1, 2))))
+  np.savez(second / 'masks.npz', replicas=['cb-0'], matrices=[''], layer=['encoder 1', 'encoder 2'],
+           layer_overlap=np.full((1, 1, 2, 2), 0.5), layer_density=np.full((1, 1, 2), 0.5),
+           joined=np.full((1, 2, 1), 0.5), joined_rows=['encoder 1', 'encoder 2'],
+           joined_columns=['cb'], expected=[0.3])
   return workdir
 
 
@@ -126,7 +130,7 @@ def test_missing_parts_are_named(run):
   begun, complete = (part.split('</section>')[0] for part in re.split(
       r'<h2>(?:stage1|stage2)</h2>', text)[1:])
   for part in ('result.json', 'config.json', 'environment.json', 'gates.npz', 'correlation.npz',
-               'times.json', 'resources.json', 'parameters.json'):
+               'masks.npz', 'times.json', 'resources.json', 'parameters.json'):
     assert f'<li>{part}: ' in begun
   assert '<li>metrics.jsonl: holds no number yet' in begun
   assert '<li>' not in complete

@@ -73,7 +73,7 @@ def test_matrices_without_range_or_with_gaps_come_out(matrix):
 def test_signed_numbers_get_a_scale_around_zero():
   assert plots._limits(np.array([-1.0, 3.0])) == ('RdBu_r', -3.0, 3.0)
   assert plots._limits(np.array([0.0, 3.0]))[1:] == (0.0, 3.0)
-  assert plots._narrow(np.array([0.8, 0.81]))[1] == pytest.approx(0.56)
+  assert plots.narrow_limits(np.array([0.8, 0.81]))[1] == pytest.approx(0.56)
 
 
 def test_bars_show_every_phase():

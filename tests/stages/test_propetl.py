@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from pemt_jax.experts import packed
+from pemt_jax.experts import mask_analysis, packed
 from pemt_jax.experts.library import load_card, load_expert
+from pemt_jax.reports.files import read_masks
 from pemt_jax.stages.artefacts import open_expert
 from pemt_jax.stages.run import run_stage
 from pemt_jax.trees import flatten
@@ -39,6 +40,15 @@ def test_groups_have_rates_of_their_own_in_the_metrics(trained, base):
            for line in path.read_text().splitlines()]
   first = next(line for line in lines if 'train/learning_rate_scores' in line)
   assert {'train/learning_rate_scores', 'train/learning_rate_prototype'} <= set(first)
+
+
+def test_overlaps_of_the_masks_are_written_for_the_report(trained, base):
+  found = read_masks(base / 'propetl' / 'masks.npz')
+  assert found.members == {'task': small.SOURCES, 'layer': ('encoder 1', 'decoder 1')}
+  tuned, _, card = load_expert(trained.experts['mixture'])
+  tasks = mask_analysis.masks_of(tuned, card.plan, 'task', small.SOURCES)
+  np.testing.assert_allclose(found.overlaps['task'][0], mask_analysis.overlap(tasks))
+  assert found.joined.columns == small.SOURCES and found.joined.matrix.min() > 0.3
 
 
 def scores_of(folder):
