@@ -64,6 +64,8 @@ def stage_config(options: Options) -> mlc.ConfigDict:
   if options.stage == 'pemt/stage1':
     config.method.rank, config.method.alpha = options.rank, float(options.rank)
     config.method.prompt = bool(options.prompt)
+  if options.stage == 'mixda':  # Its own layers are those of T5-base.
+    config.method.encoder_layers = config.method.decoder_layers = None
   config.train.learning_rate, config.train.schedule = options.learning_rate, 'constant'
   config.train.steps, config.train.tensorboard = _STEPS, False
   config.generation.max_length = options.target + 1

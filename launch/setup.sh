@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv and installs what is needed, once: a second call installs nothing and prints nothing.
 #
-#   bash launch/setup.sh [dev] [torch] [gpu | tpu]
+#   bash launch/setup.sh [dev] [torch] [bench] [gpu | tpu]
 #
 # Each argument adds requirements-ARGUMENT.txt. PEMT_PYTHON names the Python to use (>= 3.11).
 # What an interrupted call left behind is mended by the next one.
