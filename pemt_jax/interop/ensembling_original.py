@@ -317,13 +317,6 @@ def tree_to_state(
   return names.dump(params, table_of(layout, parts), aliases=aliases, partial=partial)
 
 
-def names_of_paths(layout: EnsemblingLayout) -> dict[str, list[str]]:
-  """Returns path -> original names of the tensors that make the leaf."""
-  found: dict[str, list[str]] = {}
-  for weight in table_of(layout).weights:
-    found.setdefault(weight.path, []).append(weight.name)
-  return found
-
 
 def split_vector(vector: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
   """Cuts a flat vector that replaces the tensors of one module of the original.

@@ -60,6 +60,13 @@ class Table:
   aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
   ignored: Collection[str] = ()
 
+  def names_of_paths(self) -> dict[str, dict[tuple[int, ...], str]]:
+    """Path -> {index on the leading axes, such as (layer, expert): foreign name}."""
+    found: dict[str, dict[tuple[int, ...], str]] = {}
+    for weight in self.weights:
+      found.setdefault(weight.path, {})[weight.index] = weight.name
+    return found
+
   def leaf_shapes(self) -> dict[str, tuple[int, ...]]:
     """Shape of every leaf by path."""
     leading = collections.defaultdict(tuple)

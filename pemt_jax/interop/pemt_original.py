@@ -259,11 +259,3 @@ def grads_to_named(grads: Mapping[str, Any], layout: PemtLayout) -> dict[str, np
   """
   state = tree_to_state(grads, layout, partial=True)
   return {f'grad/{name}': value for name, value in state.items()}
-
-
-def names_of_paths(layout: PemtLayout) -> dict[str, dict[tuple[int, ...], str]]:
-  """Returns path -> {index on the leading axes (layer, expert): original name}."""
-  found: dict[str, dict[tuple[int, ...], str]] = {}
-  for weight in table_of(layout).weights:
-    found.setdefault(weight.path, {})[weight.index] = weight.name
-  return found

@@ -16,7 +16,7 @@ import numpy as np
 from pemt_jax.data.tasks import get_task
 from pemt_jax.errors import UserError
 from pemt_jax.experts import library, tree_files
-from pemt_jax.interop import files, huggingface, propetl_original
+from pemt_jax.interop import huggingface, propetl_original
 from pemt_jax.interop.propetl_original import ProPETLLayout
 from pemt_jax.methods.propetl import NAME, ProPETLOptions, propetl
 from pemt_jax.models.sites import plan_as_json

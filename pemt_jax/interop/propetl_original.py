@@ -302,11 +302,3 @@ def masks_of(params: Tree, layout: ProPETLLayout, density: float) -> dict[str, n
   return {name.replace('.mask_scores.', '.').removesuffix('.param'):
           np.asarray(top_mask(jnp.asarray(value), density))
           for name, value in state.items() if _is_score(name)}
-
-
-def names_of_paths(layout: ProPETLLayout) -> dict[str, list[str]]:
-  """Returns path -> original names of the tensors that make the leaf."""
-  found: dict[str, list[str]] = {}
-  for weight in table_of(layout).weights:
-    found.setdefault(weight.path, []).append(weight.name)
-  return found

@@ -261,11 +261,3 @@ def masks_of(params: Tree, layout: RobertaLayout, density: float) -> dict[str, n
     for layer, mask in enumerate(np.asarray(top_mask(jnp.asarray(scores), density, 1))):
       found[f'{name.rpartition(".")[0]}.layer{layer}'] = mask
   return found
-
-
-def names_of_paths(layout: RobertaLayout) -> dict[str, list[str]]:
-  """Returns path -> original names of the tensors that make the leaf."""
-  found: dict[str, list[str]] = {}
-  for weight in table_of(layout).weights:
-    found.setdefault(weight.path, []).append(weight.name)
-  return found

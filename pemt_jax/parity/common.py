@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import jax
@@ -11,12 +12,37 @@ import jax.numpy as jnp
 import numpy as np
 
 from pemt_jax.errors import UserError
+from pemt_jax.interop.names import Table
 from pemt_jax.models import generation
 from pemt_jax.models.decoding import GenerationConfig
 from pemt_jax.models.generation import shift_right
 from pemt_jax.models.sites import Aux
 from pemt_jax.models.t5 import T5
-from pemt_jax.trees import Tree
+from pemt_jax.trees import Tree, flatten, unflatten
+
+
+def read_case(case_dir: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+  """(parsed case.json, arrays of inputs.npz) of a case's folder."""
+  case = json.loads((case_dir / 'case.json').read_text())
+  with np.load(case_dir / 'inputs.npz') as stored:
+    return case, dict(stored)
+
+
+def split_named(params: Tree, table: Table, wanted: Container[str],
+                start: str = 'grad/') -> tuple[Tree, Tree]:
+  """(tuned, frozen): tuned are the leaves of which a case names an array.
+
+  Args:
+    params: parameter tree.
+    table: original names of its leaves.
+    wanted: names of arrays, an original name behind `start` each.
+    start: how those of tuned leaves begin.
+  """
+  paths = {path for path, names in table.names_of_paths().items()
+           if any(f'{start}{name}' in wanted for name in names.values())}
+  flat = flatten(params)
+  pick = lambda inside: unflatten({p: v for p, v in flat.items() if (p in paths) == inside})
+  return pick(True), pick(False)
 
 
 def read_batch(inputs: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +22,7 @@ from pemt_jax.models.t5 import T5
 from pemt_jax.parity import common
 from pemt_jax.training.adafactor import adafactor
 from pemt_jax.training.optimisers import clip_by_global_norm
-from pemt_jax.trees import Tree, flatten, unflatten
+from pemt_jax.trees import Tree
 
 Case = Mapping[str, Any]
 
@@ -106,9 +105,7 @@ def compute(case_dir: pathlib.Path, run: Compute = Compute()) -> dict[str, np.nd
   Raises:
     UserError: the files do not fit the case, or it requires an array that the method lacks.
   """
-  case = json.loads((case_dir / 'case.json').read_text())
-  with np.load(case_dir / 'inputs.npz') as stored:
-    inputs = dict(stored)
+  case, inputs = common.read_case(case_dir)
   layout = layout_of(case)
   method = method_of(layout, case['model_config'])
   state = files.read_tensors(case_dir / 'state.safetensors')
@@ -125,14 +122,6 @@ def compute(case_dir: pathlib.Path, run: Compute = Compute()) -> dict[str, np.nd
   return common.named_results(found, case, case_dir, method.name)
 
 
-def _split(params: Tree, layout: EnsemblingLayout, case: Case, start: str) -> tuple[Tree, Tree]:
-  """(tuned, frozen): tuned are the leaves of which the case names arrays that begin so."""
-  paths = {path for path, names in ensembling_original.names_of_paths(layout).items()
-           if any(f'{start}{name}' in case['arrays'] for name in names)}
-  flat = flatten(params)
-  pick = lambda inside: unflatten({p: v for p, v in flat.items() if (p in paths) == inside})
-  return pick(True), pick(False)
-
 
 def _model(model: T5, method: Method, variables: Tree, batch: Mapping[str, jax.Array],
            case: Case) -> dict[str, Any]:
@@ -140,7 +129,8 @@ def _model(model: T5, method: Method, variables: Tree, batch: Mapping[str, jax.A
   layout = layout_of(case)
   states, logits, _ = common.forward(model, variables, batch)
   found = {'encoder_last_hidden_state': states, 'logits': logits}
-  tuned, frozen = _split(variables['params'], layout, case, 'grad/')
+  tuned, frozen = common.split_named(
+      variables['params'], ensembling_original.table_of(layout), case['arrays'])
   loss_fn = make_loss(model, method)
   (loss, _), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(
       tuned, frozen, variables['constants'], batch, None)
@@ -152,7 +142,8 @@ def _train(model: T5, method: Method, variables: Tree, inputs: Mapping[str, np.n
            case: Case) -> dict[str, Any]:
   """Losses, gradient norms and deltas of a few updates: clip, then Adafactor at a constant rate."""
   layout, options = layout_of(case), case['method_config']
-  tuned, frozen = _split(variables['params'], layout, case, 'after1/')
+  tuned, frozen = common.split_named(
+      variables['params'], ensembling_original.table_of(layout), case['arrays'], 'after1/')
   loss_fn, optimiser = make_loss(model, method), adafactor()
 
   @jax.jit

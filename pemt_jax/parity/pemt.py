@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-import json
 import pathlib
 import re
 from typing import Any
@@ -21,7 +20,7 @@ from pemt_jax.models.layers import Compute
 from pemt_jax.models.segments import cut, join
 from pemt_jax.models.t5 import T5
 from pemt_jax.parity import common, pemt_baselines
-from pemt_jax.trees import Tree, flatten, merge, unflatten
+from pemt_jax.trees import Tree, merge
 
 
 def method_of(layout: PemtLayout, options: dict[str, Any],
@@ -88,10 +87,8 @@ def compute(case_dir: pathlib.Path, run: Compute = Compute()) -> dict[str, np.nd
     UserError: the case ran a method that is not PEMT's, its files do not fit it, or it requires an
       array that the method does not have.
   """
-  case = json.loads((case_dir / 'case.json').read_text())
+  case, inputs = common.read_case(case_dir)
   layout = pemt_original.layout_from_case(case)
-  with np.load(case_dir / 'inputs.npz') as loaded:
-    inputs = dict(loaded)
   options = pemt_baselines.with_draws(case['method_config'], inputs)
   method = method_of(layout, options, case.get('trainable', ()))
   state = files.read_tensors(case_dir / 'state.safetensors')
@@ -100,7 +97,8 @@ def compute(case_dir: pathlib.Path, run: Compute = Compute()) -> dict[str, np.nd
   batch = common.read_batch(inputs)
   model = T5(layout.backbone, method.plan, run)
   wanted, shapes = case['arrays'], nn.meta.unbox(boxed_shapes(model))['params']
-  tuned, frozen = (cut(part, shapes) for part in _split(variables['params'], layout, wanted))
+  parts = common.split_named(variables['params'], pemt_original.table_of(layout), wanted)
+  tuned, frozen = (cut(part, shapes) for part in parts)
   variables['params'] = merge(frozen, tuned)
   outputs = _forward(model, variables, batch)
   loss_fn = make_loss(model, method)
@@ -118,14 +116,6 @@ def compute(case_dir: pathlib.Path, run: Compute = Compute()) -> dict[str, np.nd
     outputs['greedy_tokens'] = common.greedy(model, variables, batch, length)
   return common.named_results(outputs, case, case_dir, method.name)
 
-
-def _split(params: Tree, layout: PemtLayout, wanted: dict[str, Any]) -> tuple[Tree, Tree]:
-  """(tuned, frozen): tuned are the leaves of which the case names a gradient."""
-  paths = {path for path, names in pemt_original.names_of_paths(layout).items()
-           if any(f'grad/{name}' in wanted for name in names.values())}
-  flat = flatten(params)
-  pick = lambda inside: unflatten({p: v for p, v in flat.items() if (p in paths) == inside})
-  return pick(True), pick(False)
 
 
 def _forward(model: T5, variables: Tree, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:

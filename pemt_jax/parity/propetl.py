@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -74,9 +73,7 @@ def compute(case_dir: pathlib.Path, run: Compute = Compute()) -> dict[str, np.nd
   Raises:
     UserError: the files do not fit the case, or it requires an array that the method lacks.
   """
-  case = json.loads((case_dir / 'case.json').read_text())
-  with np.load(case_dir / 'inputs.npz') as stored:
-    inputs = dict(stored)
+  case, inputs = common.read_case(case_dir)
   if case['case'].startswith('op_'):
     return common.named_results(_operator(inputs), case, case_dir, 'mask')
   layout, flags = layout_of(case), case['method_config']

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +24,6 @@ from pemt_jax.models.sites import Plan, Rule
 from pemt_jax.parity import common
 from pemt_jax.training.optimisers import AdamWOptions, adamw, clip_by_global_norm
 from pemt_jax.training.schedules import linear_schedule
-from pemt_jax.trees import Tree, flatten, unflatten
 
 Case = Mapping[str, Any]
 # A layer's input, and its attention with the rows in front.
@@ -71,9 +69,7 @@ def compute(case_dir: pathlib.Path, run: Compute = Compute()) -> dict[str, np.nd
   Raises:
     UserError: the files do not fit the case, or it requires an array that the method lacks.
   """
-  case = json.loads((case_dir / 'case.json').read_text())
-  with np.load(case_dir / 'inputs.npz') as stored:
-    inputs = dict(stored)
+  case, inputs = common.read_case(case_dir)
   layout = layout_of(case)
   method = method_of(layout, case['method_config'])
   state = files.read_tensors(case_dir / 'state.safetensors')
@@ -82,14 +78,6 @@ def compute(case_dir: pathlib.Path, run: Compute = Compute()) -> dict[str, np.nd
   found = compute_one(layout, method, params, inputs, case, run)
   return common.named_results(found, case, case_dir, method.name)
 
-
-def _split(params: Tree, layout: RobertaLayout, wanted: Case, start: str) -> tuple[Tree, Tree]:
-  """(tuned, frozen): tuned are the leaves of which the case names arrays that begin so."""
-  paths = {path for path, found in original.names_of_paths(layout).items()
-           if any(f'{start}{name}' in wanted for name in found)}
-  flat = flatten(params)
-  pick = lambda inside: unflatten({p: v for p, v in flat.items() if (p in paths) == inside})
-  return pick(True), pick(False)
 
 
 def _model(layout, method, params, inputs, case, run):
@@ -115,7 +103,7 @@ def _model(layout, method, params, inputs, case, run):
     masks = original.masks_of(params, layout, case['method_config']['sparsity'])
     found |= {f'mask/{name}': mask for name, mask in masks.items()}
   model = Roberta(layout.config, method.plan, run, layout.labels)
-  tuned, frozen = _split(params, layout, case['arrays'], 'grad/')
+  tuned, frozen = common.split_named(params, original.table_of(layout), case['arrays'])
   value_and_grad = jax.jit(jax.value_and_grad(make_text_loss(model, method), has_aux=True))
   (loss, _), grads = value_and_grad(tuned, frozen, {}, batch, None)
   named = original.tree_to_state(grads, layout, partial=True)
@@ -126,7 +114,8 @@ def _train(layout, method, params, inputs, case, run):
   """Losses, gradient norms, rates and parameters of a few updates."""
   flags = case['method_config']
   model = Roberta(layout.config, method.plan, run, layout.labels)
-  tuned, frozen = _split(params, layout, case['arrays'], 'params_after_step0/')
+  tuned, frozen = common.split_named(params, original.table_of(layout), case['arrays'],
+                                     'params_after_step0/')
   loss_fn = make_text_loss(model, method)
   rates = {group: flags['mask_learning_rate' if group == 'scores' else 'learning_rate']
            for _, group in method.tuned if group != 'frozen'}

@@ -91,7 +91,7 @@ def test_golden_aliases_are_known_and_checked(case):
 def test_golden_trainable_names_have_paths(case):
   description, _ = case
   layout = pemt_original.layout_from_case(description)
-  named = {name for places in pemt_original.names_of_paths(layout).values()
+  named = {name for places in pemt_original.table_of(layout).names_of_paths().values()
            for name in places.values()}
   assert set(description.get('trainable', ())) <= named
 
@@ -109,7 +109,8 @@ def test_golden_trainable_names_have_paths(case):
     ('stage2_moe_noprompt', {f'{WO}/pemt/bank/up'}, {f'{PROMPT}/table'})])
 def test_parts_lie_where_the_method_expects_them(golden_root, name, has, has_not):
   description = json.loads((golden_root / 'pemt' / name / 'case.json').read_text())
-  paths = set(pemt_original.names_of_paths(pemt_original.layout_from_case(description)))
+  paths = set(pemt_original.table_of(
+      pemt_original.layout_from_case(description)).names_of_paths())
   assert has <= paths and not has_not & paths
 
 

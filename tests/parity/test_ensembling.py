@@ -13,8 +13,10 @@ from pemt_jax.models.layers import Compute
 from pemt_jax.models.t5 import T5
 from pemt_jax.parity import ensembling as parity, ensembling_modules
 from pemt_jax.training.rules import FROZEN, assign_groups
+from pemt_jax.trees import flatten
 from tests import tiny
 
+SYSTEM = 'ensembling'  # see `folder_of`
 SHIPPED = ('adapter_relu_tied', 'generate_prefix', 'train_lora')
 MODELS = (
     'adapter_gated', 'adapter_relu_tied', 'lora_gated', 'lora_relu_tied', 'prefix_gated',
@@ -25,18 +27,6 @@ OTHERS = ('generate_adapter', 'generate_lora', 'generate_prefix', 'train_adapter
           'train_prefix')
 CASES = [pytest.param(name, marks=[] if name in SHIPPED else [pytest.mark.slow])
          for name in (*MODELS, *OTHERS)]
-
-
-@pytest.fixture
-def folder_of(golden_root, request):
-  """Folder of a case: the one that the repository ships, or the shared one."""
-  def find(name):
-    folder = golden_root / 'ensembling' / name
-    if folder.is_dir():
-      return folder
-    return request.getfixturevalue('shared_root') / 'golden' / 'ensembling' / name
-
-  return find
 
 
 def read_case(folder):
@@ -84,15 +74,15 @@ def test_states_come_back_and_the_method_tunes_what_the_original_trained(name, f
   method = parity.method_of(layout, case['model_config'])
   shapes = tiny.shapes(T5(layout.config, method.plan))
   for kind in tree:
-    found = {path: leaf.shape for path, leaf in parity.flatten(tree[kind]).items()}
+    found = {path: leaf.shape for path, leaf in flatten(tree[kind]).items()}
     assert found == shapes.get(kind, {})
   back = ensembling_original.tree_to_state(tree['params'], layout, aliases=True)
   assert back.keys() == set(state)
   for key, value in back.items():
     np.testing.assert_array_equal(value, state[key], err_msg=key)
-  names = ensembling_original.names_of_paths(layout)
+  names = ensembling_original.table_of(layout).names_of_paths()
   tuned = {original for path, group in assign_groups(dict(shapes['params']), method.tuned).items()
-           if group != FROZEN for original in names[path]}
+           if group != FROZEN for original in names[path].values()}
   trained = {key.removeprefix('grad/') for key in case['arrays'] if key.startswith('grad/')}
   # Of full tuning the case records some gradients only.
   assert trained == tuned or name == 'full_model_adapterless' and trained <= tuned

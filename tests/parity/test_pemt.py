@@ -61,7 +61,7 @@ def test_tuned_leaves_are_those_that_the_original_trained(name, golden_root):
   case = json.loads((golden_root / 'pemt' / name / 'case.json').read_text())
   layout = pemt_original.layout_from_case(case)
   method = parity.method_of(layout, case['method_config'], case['trainable'])
-  names = pemt_original.names_of_paths(layout)
+  names = pemt_original.table_of(layout).names_of_paths()
   shapes = nn.meta.unbox(boxed_shapes(T5(layout.backbone, method.plan)))['params']
   shapes = flatten(join_shapes(shapes))
   assert set(names) == set(shapes)

@@ -17,6 +17,7 @@ from pemt_jax.training.rules import FROZEN, assign_groups, split_params
 from pemt_jax.trees import flatten, merge
 from tests import tiny
 
+SYSTEM = 'propetl'  # see `folder_of`
 SHIPPED = ('op_topk_mask_ste', 't5_hybrid_or_last_task', 't5_optimizer_steps')
 MODELS = (
     't5_hybrid_or_first_task', 't5_hybrid_or_last_task', 't5_hybrid_and',
@@ -28,18 +29,6 @@ OTHERS = ('op_topk_mask_ste', 't5_optimizer_steps', 't5_optimizer_steps_skip_ina
 slow_unless_shipped = lambda name: [] if name in SHIPPED else [pytest.mark.slow]
 CASES = [pytest.param(name, marks=slow_unless_shipped(name)) for name in (*MODELS, *OTHERS)]
 STATES = [pytest.param(name, marks=slow_unless_shipped(name)) for name in MODELS]
-
-
-@pytest.fixture
-def folder_of(golden_root, request):
-  """Folder of a case: the one that the repository ships, or the shared one."""
-  def find(name):
-    folder = golden_root / 'propetl' / name
-    if folder.is_dir():
-      return folder
-    return request.getfixturevalue('shared_root') / 'golden' / 'propetl' / name
-
-  return find
 
 
 def read_case(folder):

@@ -20,6 +20,7 @@ from pemt_jax.parity import propetl_roberta as parity
 from pemt_jax.training.rules import FROZEN, assign_groups
 from pemt_jax.trees import flatten
 
+SYSTEM = 'propetl'  # see `folder_of`
 SHIPPED = ('roberta_pro_adapter', 'roberta_pro_prefix')
 MODELS = ('roberta_full_finetune', 'roberta_pro_adapter', 'roberta_pro_adapter_regression',
           'roberta_pro_lora', 'roberta_pro_prefix', 'roberta_adapter_baseline',
@@ -28,18 +29,6 @@ STEPS = ('roberta_optimizer_steps_pfeiffer', 'roberta_optimizer_steps_prefix_tun
 CHECKPOINTS = ('roberta_pro_adapter', 'roberta_pro_lora', 'roberta_pro_prefix')
 CASES = [pytest.param(name, marks=[] if name in SHIPPED else [pytest.mark.slow])
          for name in (*MODELS, *STEPS)]
-
-
-@pytest.fixture
-def folder_of(golden_root, request):
-  """Folder of a case: the one that the repository ships, or the shared one."""
-  def find(name):
-    folder = golden_root / 'propetl' / name
-    if folder.is_dir():
-      return folder
-    return request.getfixturevalue('shared_root') / 'golden' / 'propetl' / name
-
-  return find
 
 
 def read_case(folder):
