@@ -6,7 +6,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 
 from pemt_jax.deltas.base import Delta, Values, Weight, Weights, normal_init, ones, zeros
 from pemt_jax.models.layers import layer_norm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 
 from pemt_jax.deltas.adapter import ACTIVATIONS, READS, Adapter, Bottleneck
@@ -167,7 +168,9 @@ def rules_at(name: str, delta: Adapter | Compacter, places: Iterable[str],
   return tuple(rules)
 
 
-def _family(name: str, stage: str, options: FamilyOptions, config: T5Config) -> Method:
+def _family(name: str, stage: str, options: FamilyOptions, config: T5Config,
+            prompt_length: int) -> Method:
+  del prompt_length
   size = options.size or max(config.embed // options.reduction, 1)
   bottleneck = Bottleneck(size, options.activation, options.pre_norm, options.post_norm,
                           options.biases, options.stddev, options.up_init, options.scaling)
@@ -193,28 +196,13 @@ def head_weight(config: T5Config) -> tuple[str, str]:
   return ('shared/embedding' if config.tied_head else 'lm_head/kernel', 'head')
 
 
-def houlsby(options: FamilyOptions, config: T5Config, prompt_length: int) -> Method:
-  """Adapters after attention and feed-forward (Houlsby et al. 2019)."""
-  del prompt_length
-  return _family('adapter', 'houlsby', options, config)
-
-
-def pfeiffer(options: FamilyOptions, config: T5Config, prompt_length: int) -> Method:
-  """Adapters after the feed-forward only (Pfeiffer et al. 2021)."""
-  del prompt_length
-  return _family('adapter', 'pfeiffer', options, config)
-
-
-def parallel(options: FamilyOptions, config: T5Config, prompt_length: int) -> Method:
-  """Scaled adapters beside the feed-forward (He et al. 2022)."""
-  del prompt_length
-  return _family('parallel', 'parallel', options, config)
-
-
-def houlsby_ensembling(options: FamilyOptions, config: T5Config, prompt_length: int) -> Method:
-  """The adapter of the ensembling programs: three sub-layers, no biases, swish, N(0, 0.02^2)."""
-  del prompt_length
-  return _family('adapter', 'houlsby_ensembling', options, config)
+# (options, backbone config, prompt rows) -> method. After attention and feed-forward (Houlsby et
+# al. 2019), after the feed-forward only (Pfeiffer et al. 2021), beside it (He et al. 2022), and the
+# form of the ensembling programs: three sub-layers, no biases, swish, N(0, 0.02^2).
+houlsby = functools.partial(_family, 'adapter', 'houlsby')
+pfeiffer = functools.partial(_family, 'adapter', 'pfeiffer')
+parallel = functools.partial(_family, 'parallel', 'parallel')
+houlsby_ensembling = functools.partial(_family, 'adapter', 'houlsby_ensembling')
 
 
 def compacter(options: CompacterOptions, config: T5Config, prompt_length: int) -> Method:
