@@ -34,6 +34,7 @@ from pemt_jax.stages.merging import MergeOptions, merge_experts
 from pemt_jax.stages.run import StageResult, run_stage
 from pemt_jax.stages.similarity import References
 from pemt_jax.stages.similarity_rows import SimilarityOptions
+from pemt_jax.stages.starts import start_folder
 from pemt_jax.training import records
 
 RANDOM = 'random start'
@@ -175,16 +176,19 @@ class _Seed:
 
   def _zero_shot(self, merges: Mapping[str, pathlib.Path]) -> dict[str, np.ndarray]:
     """Test scores of the merges as they are: merge -> [target]."""
-    rows = []
-    for task in self.tasks:
-      folders = {name: place / 'experts' / f'without_{file_name(task)}'
-                 for name, place in merges.items()}
-      loaded = [LoadedSource(name, folder, *load_expert(folder))
-                for name, folder in folders.items()]
-      experts = ExpertSet(loaded, (task,), self.place / 'zero_shot', self._target(),
-                          backbone=self.backbone)
-      rows.append(similarity.zero_shot_scores(experts, (task,), TEST).values[0])
+    loaded = {task: [self._merged(name, place, task) for name, place in merges.items()]
+              for task in self.tasks}
+    experts = ExpertSet(loaded[self.tasks[0]], self.tasks, self.place / 'zero_shot',
+                        self._target(), backbone=self.backbone)
+    rows = [similarity.scores_of(experts, experts.trees_of(own), task, TEST)
+            for task, own in loaded.items()]
     return dict(zip(merges, np.array(rows).T, strict=True))
+
+  @staticmethod
+  def _merged(name: str, place: pathlib.Path, task: str) -> LoadedSource:
+    """The merge of a name for a task."""
+    folder = start_folder(str(place), task)
+    return LoadedSource(name, folder, *load_expert(folder))
 
 
 def _replica(task: str, start: str = '') -> str:

@@ -164,29 +164,33 @@ class Evaluator:
     tokens, statistics = self._decode(tuned, frozen, constants, names, split)
     results = []
     for name, own, stats in zip(names, tokens, statistics, strict=True):
-      self.latest[name, split] = self._texts(self.specs[name], split, own), stats
-      results.append(self._metrics(self.specs[name], split, own, stats) | summarise(stats))
+      texts = self._texts(self.specs[name], split, own)
+      self.latest[name, split] = texts, stats
+      results.append(self._metrics(self.specs[name], split, (own, texts), stats)
+                     | summarise(stats))
     return results
 
-  def _metrics(self, spec, split, tokens, statistics):
-    """Metrics of the tokens that a replica gave for a split."""
+  def _metrics(self, spec, split, predicted, statistics):
+    """Metrics of the (tokens, texts) that a replica gave for a split."""
+    tokens, texts = predicted
     if not spec.parts:
       task, examples = self.store.examples(spec, split).task, self.store.references(spec, split)
-      found = score(task, self.texts_of(spec.task, tokens), examples)
+      found = score(task, texts, examples)
       if FREE_TEXT & set(task.metrics):
         lengths = [np.count_nonzero(row != self.store.tokenizer.pad_id) for row in tokens]
         found = with_length(found, float(np.mean(lengths)),
                             spec.config.generation.compat_length_in_average)
       return found
-    found, counts, text, batch = {}, [], 0, 0
+    found, counts, start, batch = {}, [], 0, 0
     for part in spec.parts:
       size = len(self.store.examples(part, split).examples)
       count = pipeline.steps_per_epoch(size, part.config.data.eval_batch_size)
-      own = self._metrics(part, split, tokens[text:text + size], ())
+      stop = start + size
+      own = self._metrics(part, split, (tokens[start:stop], texts[start:stop]), ())
       counts.append(list(own).index(AVERAGE))  # The values that it averages stand before it.
       own |= summarise(statistics[batch:batch + count])
       found |= {f'{part.task}/{name}': value for name, value in own.items()}
-      text, batch = text + size, batch + count
+      start, batch = stop, batch + count
     averages = [found[f'{task}/{AVERAGE}'] for task in spec.tasks]
     weights = counts if spec.config.mixture.average == 'values' else None
     return found | {AVERAGE: float(np.average(averages, weights=weights))}

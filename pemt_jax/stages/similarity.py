@@ -19,7 +19,8 @@ from pemt_jax.experts.similarity import METRICS
 from pemt_jax.interop import ensembling_files as tables
 from pemt_jax.interop.ensembling_files import Matrix
 from pemt_jax.models.segments import join
-from pemt_jax.stages.expert_set import ExpertSet, LoadedSource, file_name, load_sources
+from pemt_jax.stages.expert_set import (
+    ExpertSet, LoadedSource, Source, file_name, load_sources)
 from pemt_jax.stages.similarity_rows import (
     GRADIENT_PARTS, ROW_METRICS, Measurer, SimilarityOptions, gradient_caps)
 from pemt_jax.training.records import RESULT
@@ -250,16 +251,15 @@ def best_lines(name: str, found: Matrix | Mapping[Any, Matrix]) -> str:
 
 def zero_shot_scores(experts: ExpertSet, tasks: Sequence[str], split: str = SPLIT) -> Matrix:
   """Average metric of every source on every target as it is, in one program."""
-  stage, rows = experts.stage, []
-  for task in tasks:
-    spec = experts.specs[task]
-    texts, _ = stage.evaluator.predictions(*_with_frozen(experts), [spec.name] * len(experts.names),
-                                           split)
-    data = stage.store.examples(spec, split)
-    rows.append([score(data.task, found, data.examples)[AVERAGE] for found in texts])
+  rows = [scores_of(experts, experts.runner.stacked, task, split) for task in tasks]
   return Matrix(tuple(map(file_name, tasks)), experts.names, np.array(rows, np.float64))
 
 
-def _with_frozen(experts: ExpertSet) -> tuple[Tree, Tree, Tree]:
-  tuned, constants = experts.runner.stacked
-  return tuned, experts.runner.frozen, constants
+def scores_of(experts: ExpertSet, stacked: Source, task: str, split: str) -> list[float]:
+  """Average metric on a task of each expert of a stack, see `ExpertSet.trees_of`."""
+  (tuned, constants), spec = stacked, experts.specs[task]
+  names = [spec.name] * jax.tree.leaves(tuned)[0].shape[0]
+  texts, _ = experts.stage.evaluator.predictions(tuned, experts.runner.frozen, constants, names,
+                                                 split)
+  data = experts.stage.store.examples(spec, split)
+  return [score(data.task, found, data.examples)[AVERAGE] for found in texts]
