@@ -256,13 +256,15 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-  """Feed-forward: wo(act(wi x)), or wo(act(wi_0 x) * wi_1 x) when gated (v1.1)."""
+  """Feed-forward: wo(act(wi x)), or wo(act(wi_0 x) * wi_1 x) when gated (v1.1); a site as a whole.
+  """
 
   spec: StackSpec
 
   def setup(self):
     config, spec = self.spec.config, self.spec
     into, stddev = ('embed', 'mlp'), config.embed**-0.5
+    self.whole = OpenSite(spec.site('mlp', ('embed', 'embed')), spec.plan)
     if config.gated:
       self.wi_0 = spec.projection('mlp/wi_0', into, stddev)
       self.wi_1 = spec.projection('mlp/wi_1', into, stddev)
@@ -272,6 +274,17 @@ class MLP(nn.Module):
 
   def __call__(self, x: jax.Array, context: SiteContext) -> tuple[jax.Array, Aux]:
     """[batch, length, embed] -> same shape."""
+    inner: Aux = {}
+
+    def base(x):
+      y, aux = self._dense(x, context)
+      inner.update(aux)
+      return y
+
+    y, aux = self.whole(base, x, context)
+    return y, inner | aux
+
+  def _dense(self, x, context):
     activation = ACTIVATIONS[self.spec.config.activation]
     if self.spec.config.gated:
       gate, aux = self.wi_0(x, context)

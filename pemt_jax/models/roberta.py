@@ -23,7 +23,7 @@ from pemt_jax.models.stack import (
     Encoded, LayerStack, ModelDeltas, concatenate_aux, with_prompt)
 
 LAYER_SITES = ('self_attention', *(f'self_attention/{name}' for name in 'qkvo'),
-               'self_attention_residual', 'self_attention_norm', 'mlp/wi', 'mlp/wo',
+               'self_attention_residual', 'self_attention_norm', 'mlp', 'mlp/wi', 'mlp/wo',
                'mlp_residual', 'mlp_norm')
 HEAD_SITES = ('head/dense', 'head/out')
 

@@ -53,7 +53,7 @@ def stack_sites(config: T5Config, stack: str) -> list[str]:
     paths += [f'{stack}/{kind}_norm', f'{stack}/{kind}', f'{stack}/{kind}_residual']
     paths += [f'{stack}/{kind}/{name}' for name in 'qkvo']
   mlp = ['wi_0', 'wi_1', 'wo'] if config.gated else ['wi', 'wo']
-  paths += [f'{stack}/mlp_norm', *(f'{stack}/mlp/{name}' for name in mlp)]
+  paths += [f'{stack}/mlp_norm', f'{stack}/mlp', *(f'{stack}/mlp/{name}' for name in mlp)]
   return [*paths, f'{stack}/mlp_residual', f'{stack}/final_norm']
 
 
