@@ -24,6 +24,7 @@ Metrics = dict[str, jax.Array]
 Observe = Callable[[Aux, jax.Array], Metrics]
 Auxiliary = Callable[[Aux, jax.Array], tuple[jax.Array, Metrics]]
 Expand = Callable[[Tree, Tree, Tree], Tree]
+FirstValues = Callable[[Tree, Tree, jax.Array], Tree]
 
 FROZEN = ('.*', 'frozen')  # last trainable rule of a method that leaves the backbone as it is
 
@@ -44,6 +45,12 @@ def joined(tuned: Tree, frozen: Tree, constants: Tree) -> Tree:
   return merge(frozen, tuned)
 
 
+def as_initialised(backbone: Tree, params: Tree, key: jax.Array) -> Tree:
+  """The model starts from what its modules and the backbone's file give."""
+  del backbone, key
+  return params
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
   """A recipe in the language of sites.
@@ -57,6 +64,9 @@ class Method:
     consistency: weight of `disagreement` between two passes with noise of their own, in training.
     expand: (tuned, frozen, constants) -> parameters of the model, where they are more than the two
       trees together.
+    first_values: (backbone, params, key) -> params: what starts from a function of the backbone,
+      such as copies or factors of its weights. `backbone` is the whole tree of the loaded backbone,
+      `params` that of the model as initialised, with the backbone's values; both canonical.
   """
 
   name: str
@@ -66,6 +76,7 @@ class Method:
   observe: Observe = no_observation
   consistency: float = 0.0
   expand: Expand = joined
+  first_values: FirstValues = as_initialised
 
   def variables(self, tuned: Tree, frozen: Tree, constants: Tree) -> Tree:
     """What the model is applied to."""

@@ -16,7 +16,8 @@ from pemt_jax.errors import UserError
 from pemt_jax.methods import (
     adamix, adapters, attempt, baselines, bitfit, ia3, low_rank, mixda, prefixes, propetl,
     propetl_roberta, subspace)
-from pemt_jax.methods.base import FROZEN, Auxiliary, Expand, Method, Observe, joined
+from pemt_jax.methods.base import (
+    FROZEN, Auxiliary, Expand, FirstValues, Method, Observe, as_initialised, joined)
 from pemt_jax.models.sites import Plan
 from pemt_jax.models.t5_config import T5Config
 
@@ -113,7 +114,8 @@ def combine(name: str, methods: Sequence[Method]) -> Method:
   tuned = [rule for rule in tuned if rule not in last] + chosen[:1]
   return Method(name, plan, tuple(tuned), _sum([m.auxiliary for m in methods]),
                 _join([m.observe for m in methods]), sum(m.consistency for m in methods),
-                _after([m.expand for m in methods]))
+                _after([m.expand for m in methods]),
+                _in_turn([m.first_values for m in methods]))
 
 
 def _sum(parts: Sequence[Auxiliary]) -> Auxiliary:
@@ -148,6 +150,19 @@ def _after(parts: Sequence[Expand]) -> Expand:
     return tuned
 
   return expand
+
+
+def _in_turn(parts: Sequence[FirstValues]) -> FirstValues:
+  own = [part for part in parts if part is not as_initialised]
+  if not own:
+    return as_initialised
+
+  def first_values(backbone, params, key):
+    for part in own:
+      params = part(backbone, params, key)
+    return params
+
+  return first_values
 
 
 def default_options(stage: str) -> Mapping[str, Any]:

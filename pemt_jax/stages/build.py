@@ -13,11 +13,12 @@ from flax import linen as nn
 
 from pemt_jax.data.pipeline import stack_batches
 from pemt_jax.methods import baselines, pemt, propetl, zoo
-from pemt_jax.methods.base import LossForm, Method, boxed_shapes, initialiser, make_loss
+from pemt_jax.methods.base import (
+    LossForm, Method, as_initialised, boxed_shapes, initialiser, make_loss)
 from pemt_jax.methods.classification import make_text_loss, with_head
 from pemt_jax.models.layers import fold_name
 from pemt_jax.models.roberta import Roberta
-from pemt_jax.models.segments import cut
+from pemt_jax.models.segments import cut, join
 from pemt_jax.models.t5 import T5
 from pemt_jax.stages import classification, prompt_sources, prompts
 from pemt_jax.stages.backbone import (
@@ -56,9 +57,18 @@ class Start:
     frozen, _ = split_params(merge(self.shapes['params'], self._loaded), method.tuned)
     flat, missing = flatten(self._loaded), set(flatten(frozen)) - set(flatten(self._loaded))
     if missing:  # A frozen delta without a file, such as a gate that stays uniform.
-      flat |= flatten(self._init(jax.random.key(config.frozen_seed))[0])
+      flat = flatten(self._first(jax.random.key(config.frozen_seed))[0])
     kept = {path: flat[path] for path in flatten(frozen)}
     self.frozen = as_frozen(unflatten(kept), config.model.frozen_dtype)
+
+  def _first(self, key: jax.Array) -> tuple[Tree, Tree]:
+    """First (params, constants) of the model under a key, loaded values included."""
+    params, constants = self._init(key)
+    params = merge(params, self._loaded)
+    if self._method.first_values is not as_initialised:
+      found = self._method.first_values(self._backbone.params, join(params), key)
+      params = cut(found, self.shapes['params'])
+    return params, constants
 
   def tuned_shapes(self) -> Tree:
     """Shapes of the tuned tree of one replica."""
@@ -68,8 +78,7 @@ class Start:
     """First (tuned, constants) of a replica; a function of its name, seed and task."""
     spec = self._specs[replica.name]
     key = fold_name(jax.random.wrap_key_data(replica_key(replica.name, replica.seed)), 'init')
-    params, constants = self._init(key)
-    params = merge(params, self._loaded)
+    params, constants = self._first(key)
     table = flatten(params).get('encoder/embed/prompt/table')
     if table is not None:
       prompt, mask = prompts.left_pad(self._prompt(spec, fold_name(key, 'prompt')), table.shape[0])
