@@ -67,6 +67,9 @@ class Method:
     first_values: (backbone, params, key) -> params: what starts from a function of the backbone,
       such as copies or factors of its weights. `backbone` is the whole tree of the loaded backbone,
       `params` that of the model as initialised, with the backbone's values; both canonical.
+    next_constants: (constants, step) -> constants after `step` updates, such as a temperature that
+      falls; None keeps them.
+    transform_gradients: (gradients, key, step) -> gradients before clipping, or None.
   """
 
   name: str
@@ -77,6 +80,8 @@ class Method:
   consistency: float = 0.0
   expand: Expand = joined
   first_values: FirstValues = as_initialised
+  next_constants: Callable[[Tree, jax.Array], Tree] | None = None
+  transform_gradients: Callable[[Tree, jax.Array, jax.Array], Tree] | None = None
 
   def variables(self, tuned: Tree, frozen: Tree, constants: Tree) -> Tree:
     """What the model is applied to."""

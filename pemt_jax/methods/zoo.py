@@ -115,7 +115,9 @@ def combine(name: str, methods: Sequence[Method]) -> Method:
   return Method(name, plan, tuple(tuned), _sum([m.auxiliary for m in methods]),
                 _join([m.observe for m in methods]), sum(m.consistency for m in methods),
                 _after([m.expand for m in methods]),
-                _in_turn([m.first_values for m in methods]))
+                _in_turn([m.first_values for m in methods]),
+                _chain([m.next_constants for m in methods]),
+                _chain([m.transform_gradients for m in methods]))
 
 
 def _sum(parts: Sequence[Auxiliary]) -> Auxiliary:
@@ -150,6 +152,18 @@ def _after(parts: Sequence[Expand]) -> Expand:
     return tuned
 
   return expand
+
+
+def _chain(parts: Sequence[Callable[..., Any] | None]) -> Callable[..., Any] | None:
+  """Functions (value, *rest) -> value one after the other; None if there are none."""
+  own = [part for part in parts if part is not None]
+
+  def chained(value, *rest):
+    for part in own:
+      value = part(value, *rest)
+    return value
+
+  return chained if own else None
 
 
 def _in_turn(parts: Sequence[FirstValues]) -> FirstValues:

@@ -153,7 +153,9 @@ class Stage:
         loss_fn=loss_fn, evaluate=self.evaluator,
         stream=lambda replica: self.store.stream(by_name(replica)),
         steps_per_epoch=lambda replica: self.store.steps_per_epoch(by_name(replica)),
-        stack=stack_batches, rules=self.method.tuned)
+        stack=stack_batches, rules=self.method.tuned,
+        transform_gradients=self.method.transform_gradients,
+        next_constants=self.method.next_constants)
 
 
 def splits_in_use(train: mlc.ConfigDict) -> tuple[str, ...]:
