@@ -19,6 +19,7 @@ from pemt_jax.models.sites import (
 from pemt_jax.models.t5_config import T5Config
 
 Config = T5Config | RobertaConfig
+MEMORY = ('memory/key', 'memory/value')  # auxiliaries, see `StackInputs.remember`
 ACTIVATIONS = {'relu': jax.nn.relu, 'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),
                'gelu': functools.partial(jax.nn.gelu, approximate=False)}
 
@@ -31,15 +32,21 @@ class BlockStyle:
     biases: projections have biases.
     centred_norms: norms have a mean and a bias.
     scaled_attention: products of queries and keys are divided by sqrt(kv).
-    hidden_dropout: dropout between the two projections of the feed-forward.
+    hidden_dropout: rate between the two projections of the feed-forward; None takes the config's.
+    cross_attention: layers of a decoder attend to an encoder.
     stddev: of all initial kernels; None goes by the width of their input.
+    end_stddev: of the kernels that end a sub-layer; None is `stddev`.
+    cross_attention: a decoder attends to an encoder; without, it is the only stack.
   """
 
   biases: bool = False
   centred_norms: bool = False
   scaled_attention: bool = False
-  hidden_dropout: bool = True
+  hidden_dropout: float | None = None
+  cross_attention: bool = True
   stddev: float | None = None
+  end_stddev: float | None = None
+  cross_attention: bool = True
 
 
 @flax.struct.dataclass
@@ -70,6 +77,8 @@ class StackInputs:
     mask: broadcastable to [batch, heads, queries, keys]; 0 where attention may look.
     cross_mask: the same for cross-attention, or None.
     position: [] position of a cached decoding step, or None.
+    remember: whether self-attention over a whole sequence leaves its keys and values [batch,
+      heads, length, kv] among the auxiliaries, under `MEMORY`.
   """
 
   context: SiteContext
@@ -78,6 +87,7 @@ class StackInputs:
   front: jax.Array | None = None
   cross_mask: jax.Array | None = None
   position: jax.Array | None = None
+  remember: bool = flax.struct.field(pytree_node=False, default=False)
 
   @property
   def self_bias(self) -> tuple[jax.Array | None, jax.Array]:
@@ -131,20 +141,30 @@ class StackSpec:
 
   def projection(self, name: str, axes: tuple[str, str], stddev: float) -> Projection:
     """Returns a projection of this stack; `stddev` gives way to that of the style."""
-    stddev = stddev if self.style.stddev is None else self.style.stddev
+    style = self.style
+    stddev = stddev if style.stddev is None else style.stddev
+    if style.end_stddev is not None and axes[1] == 'embed':
+      stddev = style.end_stddev
     return Projection(self.site(name, axes), self.plan, stddev, self.style.biases)
+
+  @property
+  def has_front(self) -> bool:
+    """Whether a prompt may stand in front of the positions of this stack."""
+    return self.stack == 'encoder' or not self.style.cross_attention
 
   def norm(self, name: str) -> Norm:
     """Returns a norm of this stack."""
     site = self.site(name, ('embed', 'embed'))
     return Norm(site, self.plan, self.config.norm_epsilon, self.style.centred_norms)
 
-  def drop(self, x: jax.Array, context: SiteContext, name: str) -> jax.Array:
-    """Dropout on [batch, length, features] at the named place."""
+  def drop(self, x: jax.Array, context: SiteContext, name: str,
+           rate: float | None = None) -> jax.Array:
+    """Dropout on [batch, length, features] at the named place; `rate` None takes the config's."""
     if context.key is None:
       return x
-    offsets = {1: context.offset} if self.stack == 'encoder' else None
-    return layers.dropout(x, self.config.dropout, layers.fold_name(context.key, name), offsets)
+    offsets = {1: context.offset} if self.has_front else None
+    rate = self.config.dropout if rate is None else rate
+    return layers.dropout(x, rate, layers.fold_name(context.key, name), offsets)
 
 
 class Attention(nn.Module):
@@ -175,7 +195,7 @@ class Attention(nn.Module):
     if context.key is None:
       return None, {}
     offsets = {}
-    if self.spec.stack == 'encoder':
+    if self.spec.has_front:
       offsets = {2: context.offset, 3: context.offset}
     elif self.kind == 'cross_attention':
       offsets = {3: context.offset}
@@ -223,6 +243,8 @@ class Attention(nn.Module):
     """Self-attention over the whole sequence."""
     key, value, aux = self.keys_values(x, inputs.context)
     out, more = self.mix(x, (key, value), inputs.self_bias, inputs.context)
+    if inputs.remember:
+      more |= dict(zip(MEMORY, (key, value), strict=True))
     return out, aux | more
 
   def cached(self, x: jax.Array, inputs: StackInputs, cache: dict[str, jax.Array],
@@ -294,7 +316,6 @@ class MLP(nn.Module):
       hidden, aux = self.wi(x, context)
       hidden = activation(hidden)
     hidden = nn.with_logical_constraint(hidden, ('act_batch', 'act_length', 'act_mlp'))
-    if self.spec.style.hidden_dropout:
-      hidden = self.spec.drop(hidden, context, 'mlp/hidden')
+    hidden = self.spec.drop(hidden, context, 'mlp/hidden', self.spec.style.hidden_dropout)
     out, more = self.wo(hidden, context)
     return out, aux | more
