@@ -22,6 +22,7 @@ _MODULES = {
     'propetl': (('data_', 'parity.propetl_data'), ('roberta_', 'parity.propetl_roberta'),
                 ('', 'parity.propetl')),
     'pemt': (('spot', 'parity.pemt_baselines'), ('', 'parity.pemt')),
+    'taskmoe': (('', 'parity.taskmoe'),),
 }
 _WITHOUT_MODEL = 'evaluation.parity_data'  # PEMT's cases without a state
 

@@ -1,0 +1,65 @@
+"""Names in checkpoints of the task-level mixture of experts (Ye et al. 2022)."""
+
+from __future__ import annotations
+
+import functools
+
+from pemt_jax.experts.routers import RouterSpec, router_weights
+from pemt_jax.interop.names import Table, Weight
+
+# Leaves of a router -> the original's tensors; kernels there are [out, in].
+_LINEAR = {'hidden': 'linear1', 'out': 'linear2'}
+_SEQUENCE = {'spread': 'layer_specific_proj', 'out': 'proj'}
+_TRANSFORMER = {'attention_out': 'transformer.self_attn.out_proj', 'wi': 'transformer.linear1',
+                'wo': 'transformer.linear2', 'attention_norm': 'transformer.norm1',
+                'mlp_norm': 'transformer.norm2'}
+_ENDINGS = {'kernel': 'weight', 'bias': 'bias', 'scale': 'weight', 'embedding': 'weight'}
+_RECURRENT = {'input_kernel': 'weight_ih', 'hidden_kernel': 'weight_hh', 'input_bias': 'bias_ih',
+              'hidden_bias': 'bias_hh'}
+_WHOLE = {'positions/embedding': 'pos_embed.weight',
+          'attention/kernel': 'transformer.self_attn.in_proj_weight',
+          'attention/bias': 'transformer.self_attn.in_proj_bias'}
+
+
+def _foreign(spec: RouterSpec, name: str) -> str:
+  """The original's name of a weight, behind that of its module."""
+  group, _, leaf = name.partition('/')
+  if name in _WHOLE:
+    return _WHOLE[name]
+  if group in ('forward', 'backward'):
+    return f'rnn.{_RECURRENT[leaf]}_l0{"_reverse" if group == "backward" else ""}'
+  groups = _LINEAR if spec.form == 'linear' else _SEQUENCE | _TRANSFORMER
+  return f'{groups[group]}.{_ENDINGS[leaf]}'
+
+
+def _unit(layer: int, start: str, stacks: int | None) -> str:
+  """Module of one layer's own network; `stacks` is the number of encoder layers, if it counts."""
+  if stacks is None:
+    return f'{start}router_units.{layer}.'
+  if layer < stacks:
+    return f'{start}encoder.routers.{layer}.'
+  return f'{start}decoder.routers.{layer - stacks}.'
+
+
+def router_table(spec: RouterSpec, path: str = 'router', start: str = 'router.model.',
+                 inside_stacks: int | None = None) -> Table:
+  """Table of a router's tensors.
+
+  Args:
+    spec: shape of the router.
+    path: where its leaves lie in the tree; '' for the top.
+    start: how the original's names begin.
+    inside_stacks: number of encoder layers, for files of the older form, which keeps the networks
+      of `linear_layer_specific` inside of the stacks (`start` is then 'model.'); None otherwise.
+  """
+  place, weights = f'{path}/' if path else '', []
+  for name, weight in router_weights(spec).items():
+    foreign, leaf = _foreign(spec, name), f'{place}{name}'
+    make = functools.partial(Weight, path=leaf, transpose=name.endswith('kernel'))
+    if spec.kind != 'linear_layer_specific':
+      shape = weight.shape[::-1] if name.endswith('kernel') else weight.shape
+      weights.append(make(f'{start}{foreign}', index=(), shape=shape))
+      continue
+    weights += [make(f'{_unit(layer, start, inside_stacks)}{foreign}', index=(layer,),
+                     shape=weight.shape[:0:-1]) for layer in range(spec.layers)]
+  return Table(tuple(weights))
