@@ -36,7 +36,6 @@ class BlockStyle:
     cross_attention: layers of a decoder attend to an encoder.
     stddev: of all initial kernels; None goes by the width of their input.
     end_stddev: of the kernels that end a sub-layer; None is `stddev`.
-    cross_attention: a decoder attends to an encoder; without, it is the only stack.
   """
 
   biases: bool = False
@@ -46,7 +45,6 @@ class BlockStyle:
   cross_attention: bool = True
   stddev: float | None = None
   end_stddev: float | None = None
-  cross_attention: bool = True
 
 
 @flax.struct.dataclass
