@@ -12,15 +12,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from pemt_jax.errors import UserError
 from pemt_jax.models import layers
-from pemt_jax.models.blocks import LayerInputs, StackInputs, StackSpec
-from pemt_jax.models.layers import MASKED, Compute, fold_name
+from pemt_jax.models.block_layers import PostNormLayer
+from pemt_jax.models.blocks import BlockStyle, StackSpec
+from pemt_jax.models.encoder_decoder import TransformerStack
+from pemt_jax.models.layers import Compute, fold_name
 from pemt_jax.models.roberta_config import RobertaConfig
-from pemt_jax.models.roberta_layers import PostNormLayer, block_style
 from pemt_jax.models.sites import Aux, Plan, Site, SiteContext
-from pemt_jax.models.stack import (
-    Encoded, LayerStack, ModelDeltas, concatenate_aux, with_prompt)
+from pemt_jax.models.stack import Encoded, ModelDeltas, with_prompt
 
 LAYER_SITES = ('self_attention', *(f'self_attention/{name}' for name in 'qkvo'),
                'self_attention_residual', 'self_attention_norm', 'mlp', 'mlp/wi', 'mlp/wo',
@@ -28,7 +27,13 @@ LAYER_SITES = ('self_attention', *(f'self_attention/{name}' for name in 'qkvo'),
 HEAD_SITES = ('head/dense', 'head/out')
 
 
-class Encoder(LayerStack):
+def block_style(config: RobertaConfig) -> BlockStyle:
+  """How the blocks of this family differ from T5's."""
+  return BlockStyle(biases=True, centred_norms=True, scaled_attention=True, hidden_dropout=0.0,
+                    stddev=config.stddev)
+
+
+class Encoder(TransformerStack):
   """Positions, token types, their norm, and the layers."""
 
   def setup(self):
@@ -74,23 +79,24 @@ class Encoder(LayerStack):
     Returns:
       [batch, prompt + length, embed] and auxiliaries with a leading [layer] axis.
     """
-    spec, size = self.spec, x.shape[1]
-    if size > spec.config.max_length:
-      raise UserError(f'an input has {size} positions, prompt included, but the backbone only'
-                      f' {spec.config.max_length}; lower data.max_source_length.')
-    context = context.replace(
-        key=None if context.key is None else fold_name(context.key, spec.stack))
+    size = x.shape[1]
+    self.check_length(size)
     types = jnp.zeros((1, 1), jnp.int32)
     if token_types is not None:
       types = jnp.pad(token_types, ((0, 0), (size - tokens.shape[1], 0)))
     x = x + self.positions(self.position_ids(tokens, context)) + self.token_types(types)
-    x, aux = self.embed_norm(x, context)
-    mask = ((1.0 - context.mask) * MASKED)[:, None, None, :].astype(jnp.float32)
-    shared, per_layer = self.prepare(context)
-    inputs = StackInputs(context.replace(shared=shared), jnp.zeros(()), mask)
-    x = spec.drop(x, context, 'embed')
-    x, parts = self.run(x, inputs, LayerInputs(jnp.arange(self.depth), per_layer))
-    return x, concatenate_aux(parts) | aux
+    return super().__call__(x, context)
+
+  @property
+  def longest(self) -> int:
+    """Most positions."""
+    return self.spec.config.max_length
+
+  def begin(self, x: jax.Array, positions: jax.Array,
+            context: SiteContext) -> tuple[jax.Array, Aux]:
+    """The norm of the embeddings, which hold their positions already."""
+    del positions
+    return self.embed_norm(x, context)
 
 
 class Head(nn.Module):

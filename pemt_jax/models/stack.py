@@ -123,6 +123,12 @@ class LayerStack(nn.Module):
     plan = self.spec.plan.for_layer(self.spec.stack, start)
     return scanned(dataclasses.replace(self.spec, plan=plan))
 
+  def empty_cache(self, rows: int, max_length: int) -> dict[str, jax.Array]:
+    """Keys and values of self-attention, [layer, rows, heads, max_length, kv] of zeros."""
+    shape = self.spec.shape
+    size = (shape.layers, rows, shape.heads, max_length, shape.kv)
+    return {name: jnp.zeros(size, shape.dtype) for name in ('key', 'value')}
+
   @nn.compact
   def prepare(self, context: SiteContext) -> tuple[dict[str, Any], dict[str, Any]]:
     """Runs the preparation of every delta of this stack once; returns (shared, per_layer)."""
