@@ -214,8 +214,8 @@ def expert_distance(experts: Tree, before: int = 0) -> jax.Array:
   total = jnp.zeros((), jnp.float32)
   for leaf in flatten(experts).values():
     leaf = leaf.astype(jnp.float32).reshape(-1, *leaf.shape[before:])
-    pairs = np.array(list(itertools.combinations(range(leaf.shape[1]), 2)), int).reshape(-1, 2)
-    apart = leaf[:, pairs[:, 0]] - leaf[:, pairs[:, 1]]
-    squares = jnp.sum(jnp.square(apart).reshape(*apart.shape[:2], -1), axis=-1)
-    total += jnp.sum(safe_norm(squares)) / max(len(pairs), 1)
+    first, second = np.triu_indices(leaf.shape[1], 1)
+    squares = jnp.square(leaf[:, first] - leaf[:, second])
+    norms = safe_norm(jnp.sum(squares, axis=tuple(range(2, leaf.ndim))))
+    total += jnp.sum(norms) / max(len(first), 1)
   return total

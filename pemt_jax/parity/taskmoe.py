@@ -14,6 +14,7 @@ from pemt_jax.models.layers import Compute
 # Start of a case's name -> module below `parity` and function; the first match decides.
 _FUNCTIONS = {
     'router_': ('taskmoe_routers', 'router'),
+    'expert_regularization': ('taskmoe_routers', 'distance'),
     'get_routes': ('taskmoe_routers', 'read_out'),
     'tau_schedule': ('taskmoe_routers', 'temperatures'),
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pemt_jax.experts.routers import RouterSpec, route_logits
-from pemt_jax.experts.routes import annealed, override, select, split_stacks
+from pemt_jax.experts.routes import annealed, expert_distance, override, select, split_stacks
 from pemt_jax.interop import files, names
 from pemt_jax.interop.taskmoe_names import router_table
 from pemt_jax.parity import common
@@ -74,3 +76,19 @@ def temperatures(case_dir: pathlib.Path) -> dict[str, Any]:
   case, inputs = common.read_case(case_dir)
   found = {'tau': np.stack([annealed(inputs['steps'], *row) for row in inputs['settings']])}
   return common.named_results(found, case, case_dir, 'schedule')
+
+
+def distance(case_dir: pathlib.Path) -> dict[str, Any]:
+  """The regulariser of experts and its gradients; a leaf has the experts of one layer."""
+  case = json.loads((case_dir / 'case.json').read_text())
+  state = files.read_tensors(case_dir / 'state.safetensors')
+  leaf_of = {name: re.sub(r'blocks\.\d+\.', '', name) for name in sorted(state)
+             if '.blocks.' in name}
+  experts: dict[str, list[str]] = {}
+  for name, leaf in leaf_of.items():
+    experts.setdefault(leaf, []).append(name)
+  stacked = {leaf: jnp.stack([state[name] for name in names]) for leaf, names in experts.items()}
+  loss, grads = jax.jit(jax.value_and_grad(expert_distance))(stacked)
+  found = {f'grad/{name}': grads[leaf][experts[leaf].index(name)]
+           for name, leaf in leaf_of.items()}
+  return common.named_results(found | {'loss': loss}, case, case_dir, 'expert distance')
