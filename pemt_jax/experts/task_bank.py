@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from pemt_jax.deltas.base import Delta, Values, Weights
+from pemt_jax.deltas.base import Delta, Values, Weight, Weights
 from pemt_jax.models.sites import Aux, Base, Site, SiteContext, StackShape
 
 
@@ -18,10 +19,22 @@ class TaskBank(Delta):
 
   Weights have a leading `expert` axis, behind the axis of layers. What a delta prepares is
   prepared once for every expert. Constants are shared, so prompts of a bank have one length.
+
+  Attributes:
+    delta: what is banked.
+    count: experts.
+    members: for each task id its expert; () gives each task its own.
+    shared: beginnings of the names of weights at sites that all experts share, such as
+      'post_norm/'.
+    one_task: all rows of every batch have the task of the first row; cheaper than rows of their
+      own.
   """
 
   delta: Delta
   count: int
+  members: tuple[int, ...] = ()
+  shared: tuple[str, ...] = ()
+  one_task: bool = False
 
   @property
   def key_positions(self) -> int:
@@ -37,9 +50,13 @@ class TaskBank(Delta):
     return {name: weight if weight.constant else weight.stacked(self.count)
             for name, weight in weights.items()}
 
+  def _is_shared(self, name: str, weight: Weight) -> bool:
+    return weight.constant or name.startswith(self.shared)
+
   def weights(self, site: Site) -> Weights:
-    """[expert, ...] of the delta's."""
-    return self._stack(self.delta.weights(site))
+    """[expert, ...] of the delta's; shared ones as they are."""
+    return {name: weight if self._is_shared(name, weight) else weight.stacked(self.count)
+            for name, weight in self.delta.weights(site).items()}
 
   def stack_weights(self, shape: StackShape) -> Weights:
     """[expert, ...] of the delta's."""
@@ -59,9 +76,9 @@ class TaskBank(Delta):
   def act(self, values: Values, base: Base, x: Any, context: SiteContext,
           site: Site) -> tuple[Any, Aux]:
     """Each row with the values of its expert."""
-    ids = context.task_ids
-    constants = {name for name, weight in self.delta.weights(site).items() if weight.constant}
-    own = {name: value if name in constants else rows_of(value, ids)
+    ids = experts_of(context.task_ids, self.members, self.one_task)
+    weights = self.delta.weights(site)
+    own = {name: value if self._is_shared(name, weights[name]) else rows_of(value, ids)
            for name, value in values.items()}
     pick = lambda tree: jax.tree.map(lambda a: rows_of(a, ids), tree)
     context = context.replace(shared=pick(context.shared), per_layer=pick(context.per_layer),
@@ -69,9 +86,24 @@ class TaskBank(Delta):
     return self.delta.act(own, base, x, context, site)
 
 
-def rows_of(value: jax.Array, task_ids: jax.Array) -> jax.Array:
-  """Values [expert, ...] -> [batch, ...]; vectors become [batch, 1, features] (`deltas.base`)."""
+def experts_of(task_ids: jax.Array, members: tuple[int, ...], one_task: bool) -> jax.Array:
+  """Expert of each row [batch], or [] of all rows where they have one task.
+
+  Args:
+    task_ids: [batch].
+    members: for each task id its expert; () where they are the same.
+    one_task: whether all rows have the task of the first row.
+  """
+  ids = task_ids[0] if one_task else task_ids
+  return jnp.asarray(members)[ids] if members else ids
+
+
+def rows_of(value: jax.Array, ids: jax.Array) -> jax.Array:
+  """Values [expert, ...] -> [batch, ...]; vectors become [batch, 1, features] (`deltas.base`).
+
+  One id [] for all rows gives values without a batch axis.
+  """
   if value.ndim == 0:  # a constant that the experts share
     return value
-  rows = value[task_ids]
-  return rows[:, None, :] if rows.ndim == 2 else rows
+  rows = value[ids]
+  return rows[:, None, :] if ids.ndim and rows.ndim == 2 else rows

@@ -118,21 +118,6 @@ class ProPETLOptions:
     return self.members or tuple((task, 0) for task in range(max(self.tasks, 1)))
 
 
-def for_tasks(options: object, count: int, one_task: bool) -> object:
-  """Options of a stage with the number of its tasks, where they leave it open.
-
-  Args:
-    options: of a stage; {name: options} where names are joined.
-    count: tasks of a replica.
-    one_task: every batch has rows of one task only.
-  """
-  if isinstance(options, dict):
-    return {name: for_tasks(own, count, one_task) if name == NAME else own
-            for name, own in options.items()}
-  return dataclasses.replace(options, tasks=options.tasks or len(options.members) or count,
-                             one_task=options.one_task or one_task)
-
-
 def masked_rules(options: ProPETLOptions, delta: Delta, name: str,
                  sites: Sequence[str]) -> tuple[Rule, ...]:
   """Rules that place a delta with masks, all with one prototype, at its sites."""

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from pemt_jax.errors import UserError
 from pemt_jax.methods import (
-    adamix, adapters, attempt, baselines, bitfit, ia3, low_rank, mixda, prefixes, propetl,
-    propetl_roberta, subspace)
+    adamix, adapters, attempt, baselines, bitfit, hyperformer, ia3, low_rank, mixda, prefixes,
+    propetl, propetl_roberta, subspace)
 from pemt_jax.methods.base import (
     FROZEN, Auxiliary, Expand, FirstValues, Method, Observe, as_initialised, joined)
 from pemt_jax.models.sites import Plan
@@ -67,6 +67,10 @@ ZOO: dict[str, Entry] = {
     'intrinsic_lora': Entry(low_rank.IntrinsicLoRAOptions, low_rank.intrinsic_lora),
     subspace.NAME: Entry(subspace.SubspaceOptions, subspace.subspace),
     propetl.NAME: Entry(propetl.ProPETLOptions, propetl_roberta.propetl_of),
+    'adapter_controller': Entry(hyperformer.ControllerOptions, hyperformer.controller),
+    'meta_adapter': Entry(hyperformer.HyperOptions, hyperformer.meta_adapter),
+    'hyperformer': Entry(hyperformer.HyperOptions, hyperformer.hyperformer),
+    'hyperformer_pp': Entry(hyperformer.HyperOptions, hyperformer.hyperformer_pp),
     'prefix': Entry(prefixes.PrefixOptions, prefixes.prefix),
     'prefix_kv': Entry(prefixes.KeyValuePrefixOptions, prefixes.prefix_kv),
     'intrinsic_prefix': Entry(prefixes.IntrinsicPrefixOptions, prefixes.intrinsic_prefix),
@@ -100,6 +104,28 @@ def make(stage: str, options: Any, config: T5Config, prompt_length: int) -> Meth
   if len(names) == 1:
     return ZOO[names[0]].make(options, config, prompt_length)
   return combine(stage, [ZOO[name].make(options[name], config, prompt_length) for name in names])
+
+
+def for_tasks(options: Any, count: int, one_task: bool) -> Any:
+  """Options of a stage with the number of its tasks, where they have and leave it open.
+
+  Args:
+    options: of a stage; {name: options} where names are joined.
+    count: tasks of a replica.
+    one_task: every batch has rows of one task only.
+
+  Raises:
+    UserError: options for fewer tasks.
+  """
+  if isinstance(options, dict):
+    return {name: for_tasks(own, count, one_task) for name, own in options.items()}
+  if not {'tasks', 'members', 'one_task'} <= {f.name for f in dataclasses.fields(options)}:
+    return options
+  tasks = options.tasks or len(options.members) or count
+  if tasks < count:
+    raise UserError(f'method.tasks or method.members has {tasks} tasks, but the config has {count};'
+                    ' give one for each task.')
+  return dataclasses.replace(options, tasks=tasks, one_task=options.one_task or one_task)
 
 
 def combine(name: str, methods: Sequence[Method]) -> Method:

@@ -12,7 +12,7 @@ import numpy as np
 from flax import linen as nn
 
 from pemt_jax.data.pipeline import stack_batches
-from pemt_jax.methods import baselines, pemt, propetl, zoo
+from pemt_jax.methods import baselines, pemt, zoo
 from pemt_jax.methods.base import (
     LossForm, Method, as_initialised, boxed_shapes, initialiser, make_loss)
 from pemt_jax.methods.classification import make_text_loss, with_head
@@ -172,10 +172,9 @@ def make_method(config: mlc.ConfigDict, backbone: Backbone, prompt_length: int,
   if prompt_sources.ATTEMPT in zoo.names_of(config.stage):
     targets = len(config.tasks) if config.mixture.sampling else None
     options = prompt_sources.with_counts(options, source_prompts, targets)
-  if propetl.NAME in zoo.names_of(config.stage):
-    mixed = bool(config.mixture.sampling)
-    options = propetl.for_tasks(options, len(config.tasks) if mixed else 1,
-                                mixed and config.mixture.batches != 'mixed')
+  mixed = bool(config.mixture.sampling)
+  options = zoo.for_tasks(options, len(config.tasks) if mixed else 1,
+                          mixed and config.mixture.batches != 'mixed')
   if config.stage not in zoo.ZOO and not zoo.names_of(config.stage):
     require_text_to_text(backbone, config.stage)
   if config.stage == 'pemt/stage2':
@@ -185,6 +184,8 @@ def make_method(config: mlc.ConfigDict, backbone: Backbone, prompt_length: int,
   if config.stage == 'span_corruption':
     return baselines.full(options, backbone.config, prompt_length)
   method = zoo.make(config.stage, options, backbone.config, prompt_length)
+  own = tuple((pattern, group) for pattern, group in config.trainable)
+  method = dataclasses.replace(method, tuned=(*own, *method.tuned))
   return with_head(method) if backbone.has_head else method
 
 

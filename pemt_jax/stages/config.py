@@ -133,6 +133,7 @@ def base_config(stage: str) -> mlc.ConfigDict:
   model.scan_layers = True        # loop over layers by scan; False unrolls
   model.remat = False             # recompute activations in the backward pass
   config.method = _method_fields(stage)
+  config.trainable = ()           # ((path pattern, group or 'frozen'), ...) before the method's own
   config.prompt = _prompt_fields()
   config.sources = ()             # folders of source experts, in the order of the bank
   config.starts = ()              # experts to start from, one replica for each; () starts afresh

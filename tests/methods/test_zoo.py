@@ -44,6 +44,9 @@ SMALL = {
               'decoder_layers': None},
     'fastfood': {'dimension': 4, 'tensors': '.*/mlp/.*'},
     'propetl': {'reduction': 2},
+    'adapter_controller': {'reduction': 2},
+    **{name: {'reduction': 2, 'size': 3, 'hidden': 6, 'projected': 4}
+       for name in ('meta_adapter', 'hyperformer', 'hyperformer_pp')},
     'prefix': {'length': 3, 'rank': 4},
     'prefix_kv': {'length': 2},
     'intrinsic_prefix': {'length': 3, 'dimension': 4},
@@ -54,7 +57,9 @@ SMALL = {
     'attempt': {'sources': 2, 'hidden': 5, 'temperature': 3.0},
 }
 # Patterns of backbone leaves that an entry tunes; the others leave the backbone as it is.
-TUNES_BACKBONE = {'full': '.*'} | dict.fromkeys(('adapter', 'houlsby', 'compacter'), '.*norm/scale')
+TUNES_BACKBONE = {'full': '.*'} | dict.fromkeys(
+    ('adapter', 'houlsby', 'compacter', 'adapter_controller', 'meta_adapter', 'hyperformer',
+     'hyperformer_pp'), '.*norm/scale')
 JOINED = 'adapter+prompt'
 NAMES = (*zoo.ZOO, JOINED)
 THOROUGH = ('lora', 'prefix')
