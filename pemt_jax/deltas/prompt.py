@@ -16,7 +16,7 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 @dataclasses.dataclass(frozen=True)
 class Prompt(Delta):
-  """A task prompt; place it at `encoder/embed`.
+  """A task prompt; place it at `encoder/embed`, or at `decoder/embed` where that is alone.
 
   With sources the prompt is Q = T + sum_j dropout(softmax_rows(T P_j^T)) P_j (PEMT, task
   correlation): one softmax per source, no scale, no projection; gradients reach T by both terms.
@@ -53,7 +53,9 @@ class Prompt(Delta):
 
   def act(self, values: Values, base: Base, x: jax.Array, context: SiteContext,
           site: Site) -> tuple[jax.Array, Aux]:
-    """[batch, length] tokens -> [batch, prompt + length, embed]."""
+    """[batch, length] tokens -> [batch, prompt + length, embed]; cached steps have no prompt."""
+    if context.position is not None:
+      return base(x), {}
     prompt, aux = values['table'], {'prompt_mask': values['mask']}
     if self.source_lengths:
       prompt, aux['correlation'] = self._guided(values, context)

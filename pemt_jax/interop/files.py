@@ -313,12 +313,12 @@ def resolve_model(
   Raises:
     UserError: if it is no folder and cannot be fetched.
   """
-  from pemt_jax.models import roberta_config, t5_config
+  from pemt_jax.models import gpt2_config, roberta_config, t5_config
 
   folder = pathlib.Path(path_or_id)
   if folder.is_dir():
     return folder
-  name = roberta_config.hub_id(t5_config.hub_id(str(path_or_id)))
+  name = gpt2_config.hub_id(roberta_config.hub_id(t5_config.hub_id(str(path_or_id))))
   if name.count('/') != 1 or name.startswith(('.', '/')):
     # Neither a published name nor the form of a hub id: the close names help most.
     t5_config.t5_config(path_or_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from pemt_jax.models.blocks import Config
 from pemt_jax.models.generation import log_probability, shift_right
-from pemt_jax.models.layers import fold_name
+from pemt_jax.models.gpt2 import GPT2
+from pemt_jax.models.gpt2_config import GPT2Config
+from pemt_jax.models.layers import Compute, fold_name
 from pemt_jax.models.roberta import Roberta
 from pemt_jax.models.roberta_config import RobertaConfig
 from pemt_jax.models.sites import Aux, Plan
@@ -19,7 +23,8 @@ from pemt_jax.models.t5 import T5
 from pemt_jax.models.t5_config import T5Config
 from pemt_jax.trees import Tree, flatten, merge, unflatten
 
-Backbone = T5 | Roberta
+Backbone = T5 | Roberta | GPT2
+_MODELS = {T5Config: T5, GPT2Config: GPT2, RobertaConfig: functools.partial(Roberta, labels=0)}
 Metrics = dict[str, jax.Array]
 Observe = Callable[[Aux, jax.Array], Metrics]
 Auxiliary = Callable[[Aux, jax.Array], tuple[jax.Array, Metrics]]
@@ -182,11 +187,14 @@ def make_loss(model: T5, method: Method,
   return loss_fn
 
 
-def backbone_of(config: T5Config | RobertaConfig, plan: Plan = Plan()) -> Backbone:
+def backbone_of(config: Config, plan: Plan = Plan(), compute: Compute = Compute()) -> Backbone:
   """The backbone of a config; an encoder comes without head."""
-  if isinstance(config, RobertaConfig):
-    return Roberta(config, plan, labels=0)
-  return T5(config, plan)
+  return _MODELS[type(config)](config, plan, compute)
+
+
+def embed_site(config: Config) -> str:
+  """The site where the texts of a backbone are embedded, in front of which a prompt may stand."""
+  return 'encoder/embed' if config.encoder_layers else 'decoder/embed'
 
 
 def boxed_shapes(model: Backbone) -> Tree:

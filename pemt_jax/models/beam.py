@@ -53,6 +53,7 @@ def beam_search(
     batch_size: int,
     config: GenerationConfig,
     axis_name: str | None = None,
+    starts: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Finds the finished hypothesis with the best length-normalised score.
 
@@ -68,6 +69,7 @@ def beam_search(
     config: the options.
     axis_name: name of the enclosing `vmap` axis, or None. If given, all its entries run until the
       last one has ended: equal results, and no copy of the cache to hold the ended entries.
+    starts: [batch] first token of each output; None takes `config.start_id`.
 
   Returns:
     tokens [batch, max_length] int32: the start token, the output, eos, padding.
@@ -75,7 +77,7 @@ def beam_search(
   """
   places = (batch_size, config.num_beams)
   tokens = jnp.full((*places, config.max_length), config.pad_id, jnp.int32)
-  tokens = tokens.at[..., 0].set(config.start_id)
+  tokens = tokens.at[..., 0].set(config.start_id if starts is None else starts[:, None])
   lost = jnp.full(places, _LOSES, jnp.float32)
   start = _Search(
       position=jnp.int32(0),

@@ -12,13 +12,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pemt_jax.models import layers
+from pemt_jax.models.gpt2_config import GPT2Config
 from pemt_jax.models.layers import Compute, Norm, OpenSite, Projection
 from pemt_jax.models.roberta_config import RobertaConfig
 from pemt_jax.models.sites import (
     Aux, AttentionInputs, Plan, Site, SiteContext, StackShape)
 from pemt_jax.models.t5_config import T5Config
 
-Config = T5Config | RobertaConfig
+Config = T5Config | RobertaConfig | GPT2Config
 MEMORY = ('memory/key', 'memory/value')  # auxiliaries, see `StackInputs.remember`
 ACTIVATIONS = {'relu': jax.nn.relu, 'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),
                'gelu': functools.partial(jax.nn.gelu, approximate=False)}
@@ -56,12 +57,19 @@ class LayerInputs:
     per_layer: arrays that deltas prepared, by rule name.
     cross_keys: [batch, heads, source_length, kv] of a decoding step, else None.
     cross_values: like `cross_keys`.
+    slot: [] place of the layer in its cache; None is the layer index.
   """
 
   index: jax.Array
   per_layer: dict[str, Any] = dataclasses.field(default_factory=dict)
   cross_keys: jax.Array | None = None
   cross_values: jax.Array | None = None
+  slot: jax.Array | None = None
+
+  @property
+  def place(self) -> jax.Array:
+    """[] place of the layer in its cache."""
+    return self.index if self.slot is None else self.slot
 
 
 @flax.struct.dataclass
@@ -136,6 +144,10 @@ class StackSpec:
     sizes = {'embed': config.embed, 'mlp': config.mlp, 'joined_kv': config.joined_kv,
              'vocab': config.vocab_size}
     return Site(f'{self.stack}/{name}', sizes[axes[0]], sizes[axes[1]], *axes, self.dtype)
+
+  def with_plan(self, plan: Plan) -> StackSpec:
+    """The same under another plan."""
+    return dataclasses.replace(self, plan=plan)
 
   def projection(self, name: str, axes: tuple[str, str], stddev: float) -> Projection:
     """Returns a projection of this stack; `stddev` gives way to that of the style."""
@@ -253,7 +265,7 @@ class Attention(nn.Module):
       x: [batch, beams, embed]; beams stand on the length axis, each with a history of its own.
       inputs: what layers share; `position` is the new position.
       cache: `key` and `value`, [layer, batch * beams, heads, max_length, kv].
-      index: [] layer.
+      index: [] place of the layer in the cache.
 
     Returns:
       [batch, beams, embed], the updated cache, auxiliaries.
@@ -265,8 +277,9 @@ class Attention(nn.Module):
     new = {'key': layers.split_heads(rows(key), heads),
            'value': layers.split_heads(rows(value), heads)}
     start = (index, 0, 0, inputs.position, 0)
-    cache = {name: jax.lax.dynamic_update_slice(array, new[name][None].astype(array.dtype), start)
-             for name, array in cache.items()}
+    cache = cache | {
+        name: jax.lax.dynamic_update_slice(cache[name], array[None].astype(cache[name].dtype), start)
+        for name, array in new.items()}
     key, value = (jax.lax.dynamic_index_in_dim(cache[name], index, 0, keepdims=False)
                   for name in ('key', 'value'))
     attention = AttentionInputs(layers.split_heads(rows(query), heads), key, value)

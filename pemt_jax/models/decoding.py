@@ -19,7 +19,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from pemt_jax.errors import UserError
+from pemt_jax.errors import UserError, number
 
 Cache = Any  # pytree of arrays [layer, rows, ...]
 
@@ -83,6 +83,44 @@ class GenerationConfig:
           f'Generation option early_stopping={self.early_stopping!r} is not known; set it to True,'
           " False or 'never'."
       )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How a distribution is changed before a token is drawn, in this order.
+
+  Attributes:
+    temperature: divides the logits; above 0.
+    top_k: only that many of the most probable tokens may be drawn; 0 for all.
+    top_p: only the fewest most probable tokens that together have this probability (Holtzman et al.
+      2020), in (0, 1].
+
+  Raises:
+    UserError: a value is outside its range.
+  """
+
+  temperature: float = 1.0
+  top_k: int = 0
+  top_p: float = 1.0
+
+  def __post_init__(self):
+    number('sampling.temperature', self.temperature, self.temperature > 0, 'above 0')
+    number('sampling.top_k', self.top_k, self.top_k >= 0, 'of at least 0')
+    number('sampling.top_p', self.top_p, 0 < self.top_p <= 1, 'above 0 and at most 1')
+
+  def __call__(self, scores: jax.Array) -> jax.Array:
+    """[rows, vocab] logits -> logits; minus infinity where nothing may be drawn."""
+    scores = scores.astype(jnp.float32) / self.temperature
+    if 0 < self.top_k < scores.shape[-1]:
+      least = lax.top_k(scores, self.top_k)[0][:, -1:]
+      scores = jnp.where(scores < least, -jnp.inf, scores)
+    if self.top_p < 1:
+      falling = -jnp.sort(-scores, axis=-1)
+      chances = jax.nn.softmax(falling, axis=-1)
+      kept = jnp.cumsum(chances, axis=-1) - chances < self.top_p  # of all before it
+      least = jnp.min(jnp.where(kept, falling, jnp.inf), axis=-1, keepdims=True)
+      scores = jnp.where(scores < least, -jnp.inf, scores)
+    return scores
 
 
 def any_row(flags: jax.Array, axis_name: str | None) -> jax.Array:

@@ -13,7 +13,8 @@ from jax import lax
 import jax.numpy as jnp
 
 from pemt_jax.models.beam import beam_search, expand_to_beams
-from pemt_jax.models.decoding import Cache, GenerationConfig, Step, any_row, process_scores
+from pemt_jax.models.decoding import (
+    Cache, GenerationConfig, Sampling, Step, any_row, process_scores)
 
 
 def generate(
@@ -22,6 +23,7 @@ def generate(
     batch_size: int,
     config: GenerationConfig,
     axis_name: str | None = None,
+    starts: jax.Array | None = None,
 ) -> jax.Array:
   """Decodes greedily for one beam and by beam search for more.
 
@@ -31,14 +33,16 @@ def generate(
     batch_size: number of examples.
     config: the options.
     axis_name: name of the enclosing `vmap` axis; see `beam_search`.
+    starts: [batch] first token of each output, such as the last one of a text that is continued;
+      None takes `config.start_id`.
 
   Returns:
     [batch, max_length] int32 tokens: the start token, the output, eos, padding.
   """
   if config.num_beams == 1:
-    return greedy(step, cache, batch_size, config, axis_name)
+    return greedy(step, cache, batch_size, config, axis_name, starts)
   cache = expand_to_beams(cache, config.num_beams)
-  return beam_search(step, cache, batch_size, config, axis_name)[0]
+  return beam_search(step, cache, batch_size, config, axis_name, starts)[0]
 
 
 def greedy(
@@ -47,6 +51,7 @@ def greedy(
     batch_size: int,
     config: GenerationConfig,
     axis_name: str | None = None,
+    starts: jax.Array | None = None,
 ) -> jax.Array:
   """Decodes the most probable token at each position.
 
@@ -59,12 +64,48 @@ def greedy(
     config: the options; those of beam search are ignored.
     axis_name: name of the enclosing `vmap` axis, or None. If given, all its entries run until the
       last one has ended: equal results, and no copy of the cache to hold the ended entries.
+    starts: see `generate`.
 
   Returns:
     [batch, max_length] int32 tokens: the start token, the output, eos, padding.
   """
+  choose = lambda scores, position: jnp.argmax(scores, axis=-1)
+  return _one_by_one(step, cache, batch_size, config, axis_name, starts, choose)
+
+
+def sample(
+    step: Step,
+    cache: Cache,
+    batch_size: int,
+    config: GenerationConfig,
+    key: jax.Array,
+    sampling: Sampling = Sampling(),
+    starts: jax.Array | None = None,
+) -> jax.Array:
+  """Draws each token from the model's distribution.
+
+  Args:
+    step: the decoding step with rows = batch.
+    cache: pytree of arrays [layer, batch, ...].
+    batch_size: number of rows.
+    config: the options; those of beam search are ignored.
+    key: of the draws.
+    sampling: how the distribution is changed.
+    starts: see `generate`.
+
+  Returns:
+    [batch, max_length] int32 tokens: the start token, the output, eos, padding.
+  """
+  def choose(scores, position):
+    return jax.random.categorical(jax.random.fold_in(key, position), sampling(scores))
+
+  return _one_by_one(step, cache, batch_size, config, None, starts, choose)
+
+
+def _one_by_one(step, cache, batch_size, config, axis_name, starts, choose):
+  """Takes one token after the other; `choose` is (scores [rows, vocab], position) -> [rows]."""
   tokens = jnp.full((batch_size, config.max_length), config.pad_id, jnp.int32)
-  tokens = tokens.at[:, 0].set(config.start_id)
+  tokens = tokens.at[:, 0].set(config.start_id if starts is None else starts)
 
   def unfinished(carry):
     position, _, ended, _ = carry
@@ -75,7 +116,7 @@ def greedy(
     current = lax.dynamic_index_in_dim(tokens, position, axis=1, keepdims=False)
     logits, cache = step(current, position, cache)
     scores = process_scores(logits, tokens, position, config)
-    chosen = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    chosen = choose(scores, position).astype(jnp.int32)
     chosen = jnp.where(ended, config.pad_id, chosen)
     tokens = lax.dynamic_update_index_in_dim(tokens, chosen, position + 1, axis=1)
     return position + 1, tokens, ended | (chosen == config.eos_id), cache
