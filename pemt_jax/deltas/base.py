@@ -45,6 +45,7 @@ class Weight:
     init: (key, shape, dtype) -> first value.
     exact: keep float32 where the backbone computes in another dtype.
     constant: neither trained nor part of an expert's parameters; lives in `constants`.
+    dtype: of the stored value; an integer one is never trained and needs `exact`.
   """
 
   shape: tuple[int, ...]
@@ -52,6 +53,7 @@ class Weight:
   init: Callable[..., jax.Array] = zeros
   exact: bool = False
   constant: bool = False
+  dtype: Any = jnp.float32
 
   def stacked(self, count: int) -> Weight:
     """The weight of `count` experts, on a leading `expert` axis."""
@@ -84,7 +86,7 @@ def create(module: nn.Module, weights: Mapping[str, Weight], dtype: Any) -> Valu
       value = module.variable('constants', name, make).value
     else:
       init = nn.with_logical_partitioning(weight.init, weight.axes)
-      value = module.param(name, init, weight.shape, jnp.float32)
+      value = module.param(name, init, weight.shape, weight.dtype)
     values[name] = value if weight.exact or weight.constant else value.astype(dtype)
   for group, inner in groups.items():
     made = _Group(tuple(inner.items()), dtype, name=group)()
@@ -107,6 +109,11 @@ class Delta:
   @property
   def key_positions(self) -> int:
     """Rows that the delta puts in front of the keys of an attention site."""
+    return 0
+
+  @property
+  def copies(self) -> int:
+    """Copies of the layer that it makes, at the site of a whole layer."""
     return 0
 
   @property

@@ -14,6 +14,23 @@ from pemt_jax.models.sites import Aux, SiteContext
 Cache = dict[str, jax.Array]
 
 
+def layer_sites(stack: str, gated: bool = False, cross_attention: bool = True) -> list[str]:
+  """Site paths of the layers of one stack, without layer indices.
+
+  Args:
+    stack: `encoder` or `decoder`.
+    gated: the feed-forward has two branches.
+    cross_attention: layers of a decoder attend to an encoder.
+  """
+  crosses = cross_attention and stack == 'decoder'
+  names = ['layer']
+  for kind in ('self_attention', *(('cross_attention',) if crosses else ())):
+    names += [f'{kind}_norm', kind, f'{kind}_residual', *(f'{kind}/{name}' for name in 'qkvo')]
+  inner = ('wi_0', 'wi_1', 'wo') if gated else ('wi', 'wo')
+  names += ['mlp_norm', 'mlp', *(f'mlp/{name}' for name in inner), 'mlp_residual']
+  return [f'{stack}/{name}' for name in names]
+
+
 class BlockLayer(nn.Module):
   """One block of an encoder or a decoder; a subclass says where the norms stand."""
 
@@ -75,7 +92,7 @@ class BlockLayer(nn.Module):
         y, more = self.self_attention(read, inputs.replace(context=reading))
       else:
         y, cache, more = self.self_attention.cached(
-            read, inputs.replace(context=reading), cache, layer.index)
+            read, inputs.replace(context=reading), cache, layer.place)
       x, last = self.end(name, x, y, context)
       auxiliaries |= aux | more | last
     return (x, cache), auxiliaries

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pemt_jax.models import layers
+from pemt_jax.models.bart_config import BartConfig
 from pemt_jax.models.gpt2_config import GPT2Config
 from pemt_jax.models.layers import Compute, Norm, OpenSite, Projection
 from pemt_jax.models.roberta_config import RobertaConfig
@@ -19,7 +20,7 @@ from pemt_jax.models.sites import (
     Aux, AttentionInputs, Plan, Site, SiteContext, StackShape)
 from pemt_jax.models.t5_config import T5Config
 
-Config = T5Config | RobertaConfig | GPT2Config
+Config = T5Config | BartConfig | RobertaConfig | GPT2Config
 MEMORY = ('memory/key', 'memory/value')  # auxiliaries, see `StackInputs.remember`
 ACTIVATIONS = {'relu': jax.nn.relu, 'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),
                'gelu': functools.partial(jax.nn.gelu, approximate=False)}
@@ -278,8 +279,8 @@ class Attention(nn.Module):
            'value': layers.split_heads(rows(value), heads)}
     start = (index, 0, 0, inputs.position, 0)
     cache = cache | {
-        name: jax.lax.dynamic_update_slice(cache[name], array[None].astype(cache[name].dtype), start)
-        for name, array in new.items()}
+        name: jax.lax.dynamic_update_slice(old, new[name][None].astype(old.dtype), start)
+        for name, old in cache.items() if name in new}
     key, value = (jax.lax.dynamic_index_in_dim(cache[name], index, 0, keepdims=False)
                   for name in ('key', 'value'))
     attention = AttentionInputs(layers.split_heads(rows(query), heads), key, value)

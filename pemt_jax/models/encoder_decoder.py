@@ -29,16 +29,15 @@ class Memory:
 
   Attributes:
     encoded: the encoder's result.
-    cross_keys: [layer, batch, heads, source_length, kv].
-    cross_values: like `cross_keys`.
+    cross: for each segment of layers, keys and values of cross-attention, [layer, batch, heads,
+      source_length, kv]; [layer, expert, batch, ...] where all copies of a layer run.
     shared: arrays that deltas prepared for the decoder, by rule name.
     per_layer: the same with a leading [layer] axis.
     task_ids: [batch] or None.
   """
 
   encoded: Encoded
-  cross_keys: jax.Array
-  cross_values: jax.Array
+  cross: list[tuple[jax.Array, jax.Array]]
   shared: dict[str, Any]
   per_layer: dict[str, Any]
   task_ids: jax.Array | None
@@ -138,21 +137,20 @@ class TransformerStack(LayerStack):
     x, last = self.end(x, context)
     return x, first | concatenate_aux(parts) | last
 
-  def cross_memory(self, context: SiteContext) -> tuple[Any, Any, jax.Array, jax.Array]:
-    """Returns prepared arrays (shared, per_layer) and cross keys and values of all layers."""
+  def cross_memory(self, context: SiteContext) -> tuple[Any, Any, list[Any]]:
+    """Returns prepared arrays (shared, per_layer), and cross keys and values by segment."""
     shared, per_layer = self.prepare(context)
     none = jnp.zeros((1,), jnp.int32)
     inputs = self._inputs(context, shared, (none, none), jnp.zeros(()))
     _, parts = self.run(jnp.zeros(()), inputs, LayerInputs(jnp.arange(self.depth), per_layer),
-                        'cross_memory')
-    keys, values = (jnp.concatenate(list(part)) for part in zip(*parts, strict=True))
-    return shared, per_layer, keys, values
+                        method='cross_memory')
+    return shared, per_layer, parts
 
   def decode_step(self, x: jax.Array, position: jax.Array, cache: dict[str, jax.Array],
                   memory: Memory,
                   model: dict[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
     """One cached step; x is [batch, beams, embed], `model` what deltas share between stacks."""
-    length = cache['key'].shape[3]
+    length = jax.tree.leaves(cache)[0].shape[-2]
     encoded = memory.encoded
     context = SiteContext(
         jnp.ones(x.shape[:2], jnp.float32), encoded.rows, prompt_mask=encoded.prompt_mask,
@@ -162,10 +160,9 @@ class TransformerStack(LayerStack):
     mask = jnp.where(keys <= position, 0.0, MASKED)[None, None, None]
     inputs = self._inputs(context, memory.shared, (position[None], keys), mask)
     x, _ = self.begin(x, position[None], context)
-    layer_inputs = LayerInputs(jnp.arange(self.depth), memory.per_layer, memory.cross_keys,
-                               memory.cross_values)
+    layer_inputs = LayerInputs(jnp.arange(self.depth), memory.per_layer)
     (x, cache), _ = self.run((x.astype(self.spec.dtype), cache),
-                             inputs.replace(position=position), layer_inputs)
+                             inputs.replace(position=position), layer_inputs, memory.cross)
     x, _ = self.end(x, context)
     return x, cache
 
@@ -200,7 +197,8 @@ class EncoderDecoder(nn.Module):
 
   def sites(self) -> list[str]:
     """All site paths, without layer indices."""
-    return [*(path for stack in self.depths() for path in self.stack_sites(stack)), 'lm_head']
+    stacks = (path for stack in self.depths() for path in self.stack_sites(stack))
+    return ['shared', *stacks, 'lm_head']
 
   @nn.nowrap
   def example_batch(self, batch: int = 1, length: int = 2) -> tuple[jax.Array, ...]:
@@ -271,9 +269,9 @@ class EncoderDecoder(nn.Module):
         jnp.ones((encoded.mask.shape[0], 1)), encoded.rows, prompt_mask=encoded.prompt_mask,
         encoder_states=encoded.states, encoder_mask=encoded.mask, task_ids=task_ids,
         model=self.deltas())
-    shared, per_layer, keys, values = self.decoder.cross_memory(context)
+    shared, per_layer, cross = self.decoder.cross_memory(context)
     cache = self.decoder.empty_cache(rows, max_length)
-    return Memory(encoded, keys, values, shared, per_layer, task_ids), cache
+    return Memory(encoded, cross, shared, per_layer, task_ids), cache
 
   def decode_step(self, tokens: jax.Array, position: jax.Array, cache: dict[str, jax.Array],
                   memory: Memory) -> tuple[jax.Array, dict[str, jax.Array]]:

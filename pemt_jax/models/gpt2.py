@@ -149,7 +149,8 @@ class GPT2(EncoderDecoder):
     config = self.config
     spec = StackSpec(config, self.plan, 'decoder', self.compute, block_style(config))
     self.plan.check(self.sites(), self.depths())
-    self.shared = layers.Embedding(config.vocab_size, config.embed, config.stddev)
+    self.shared = layers.Embedding(config.vocab_size, config.embed, config.stddev,
+                                   plan=self.plan.outside_layers())
     self.decoder = Decoder(spec)
     self.deltas = ModelDeltas(self.plan, (spec.shape,))
     head = Site('lm_head', config.embed, config.vocab_size, 'embed', 'vocab', spec.dtype)

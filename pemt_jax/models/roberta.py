@@ -21,7 +21,7 @@ from pemt_jax.models.roberta_config import RobertaConfig
 from pemt_jax.models.sites import Aux, Plan, Site, SiteContext
 from pemt_jax.models.stack import Encoded, ModelDeltas, with_prompt
 
-LAYER_SITES = ('self_attention', *(f'self_attention/{name}' for name in 'qkvo'),
+LAYER_SITES = ('layer', 'self_attention', *(f'self_attention/{name}' for name in 'qkvo'),
                'self_attention_residual', 'self_attention_norm', 'mlp', 'mlp/wi', 'mlp/wo',
                'mlp_residual', 'mlp_norm')
 HEAD_SITES = ('head/dense', 'head/out')
@@ -146,7 +146,8 @@ class Roberta(nn.Module):
     config = self.config
     spec = StackSpec(config, self.plan, 'encoder', self.compute, block_style(config))
     self.plan.check(self.sites(), self.depths())
-    self.shared = layers.Embedding(config.vocab_size, config.embed, config.stddev)
+    self.shared = layers.Embedding(config.vocab_size, config.embed, config.stddev,
+                                   plan=self.plan.outside_layers())
     self.encoder = Encoder(spec)
     self.deltas = ModelDeltas(self.plan, (spec.shape,))
     if self.labels:
@@ -158,7 +159,7 @@ class Roberta(nn.Module):
 
   def sites(self) -> list[str]:
     """All site paths, without layer indices."""
-    return [*(f'encoder/{name}' for name in ('embed', 'embed_norm', *LAYER_SITES)),
+    return ['shared', *(f'encoder/{name}' for name in ('embed', 'embed_norm', *LAYER_SITES)),
             *(HEAD_SITES if self.labels else ())]
 
   @nn.nowrap

@@ -27,6 +27,19 @@ def _canonical(path: str) -> tuple[str, int]:
   return path[:match.start()] + 'layers' + path[match.end():], int(match.group(1))
 
 
+def _range(path: str) -> tuple[int, int]:
+  """Layers [start, stop) of a segmented path."""
+  found = _SEGMENT.search(path)
+  return int(found.group(1)), int(found.group(2))
+
+
+def _depth(name: str, template: dict[str, Any]) -> int:
+  """Number of layers of the stack of a canonical path, from the segments of a template."""
+  stack = name.partition('layers')[0]
+  return max(_range(path)[1] for path in template
+             if path.startswith(stack) and _SEGMENT.search(path))
+
+
 def _parts(flat: dict[str, Any]) -> dict[str, list[str]]:
   """Maps canonical paths to segmented paths in the order of layers."""
   parts: dict[str, list[tuple[int, str]]] = {}
@@ -53,6 +66,8 @@ def join_shapes(tree: Tree) -> Tree:
 def cut(tree: Tree, template: Tree) -> Tree:
   """Canonical tree -> the segments of `template`; paths that the template lacks are kept out.
 
+  A leaf of all layers gives each segment its layers, also where other segments have no such leaf.
+
   Args:
     tree: canonical tree; may hold only a part of the template's leaves.
     template: segmented tree of arrays or shapes.
@@ -69,6 +84,10 @@ def cut(tree: Tree, template: Tree) -> Tree:
       result[name] = flat[name]
       continue
     sizes = [shapes[path].shape[0] for path in paths]
+    ranges = [_range(path) for path in paths]
+    if flat[name].shape[0] == _depth(name, shapes) != sum(sizes):  # Only some layers keep theirs.
+      result |= {path: flat[name][slice(*where)] for path, where in zip(paths, ranges, strict=True)}
+      continue
     if flat[name].shape[0] != sum(sizes):
       raise UserError(f"'{name}' holds {flat[name].shape[0]} layers, but the plan places it in"
                       f' {sum(sizes)}; load it with the layers that it was trained with.')

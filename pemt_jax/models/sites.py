@@ -170,6 +170,10 @@ class SiteDelta(Protocol):
   def key_positions(self) -> int:
     """Rows that it puts in front of the keys of an attention site."""
 
+  @property
+  def copies(self) -> int:
+    """Copies of the layer that it makes, at the site of a whole layer; see `layer_experts`."""
+
   def module(self, site: Site, name: str) -> nn.Module:
     """Returns a module with `__call__(base, x, context) -> (y, aux)`."""
 
@@ -255,6 +259,9 @@ class Plan:
         if len(names) != len(set(names)):
           raise UserError(f"two plan rules at site '{path}' share a name: {', '.join(names)};"
                           ' rename one of them.')
+        if sum(rule.delta.copies > 0 for rule in plan.at(path)) > 1:
+          raise UserError(f"several plan rules make copies of '{path}': {', '.join(names)}; keep"
+                          ' one.')
 
   @staticmethod
   def _check_place(rule, found, sites, depths):
@@ -262,6 +269,9 @@ class Plan:
       raise UserError(
           f"plan rule '{rule.name}' matches no site: '{rule.site}' is not among"
           f' {", ".join(sites)}; change the site pattern of the rule.')
+    if rule.delta.copies and not all(path.endswith('/layer') for path in found):
+      raise UserError(f"plan rule '{rule.name}' makes copies of layers at '{found[0]}'; place it at"
+                      " '*/layer'.")
     if rule.layers == ():
       raise UserError(f"plan rule '{rule.name}' names no layer; remove the rule or give layers.")
     for stack, layer in rule.layers or ():

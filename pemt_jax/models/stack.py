@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from pemt_jax.models import layer_experts
 from pemt_jax.models.blocks import LayerInputs, StackInputs, StackSpec
 from pemt_jax.models.sites import Aux, Plan, SiteContext, StackShape
 
@@ -113,21 +113,34 @@ class LayerStack(nn.Module):
               self._segment(layer, list(methods), start, stop))
 
   def _segment(self, layer, methods, start, stop):
+    spec = self.spec.with_plan(self.spec.plan.for_layer(self.spec.stack, start))
     if self.spec.compute.remat:
       layer = nn.remat(layer, prevent_cse=not self.spec.compute.scan_layers, methods=methods)
+    layer, arguments = layer_experts.planned(layer, spec)
     scanned = nn.scan(
         layer, variable_axes={'params': 0, 'constants': 0}, split_rngs={'params': True},
         in_axes=(nn.broadcast, 0), length=stop - start, methods=methods,
         unroll=1 if self.spec.compute.scan_layers else stop - start,
         metadata_params={nn.PARTITION_NAME: 'layer'})
-    plan = self.spec.plan.for_layer(self.spec.stack, start)
-    return scanned(dataclasses.replace(self.spec, plan=plan))
+    return scanned(*arguments)
 
-  def empty_cache(self, rows: int, max_length: int) -> dict[str, jax.Array]:
-    """Keys and values of self-attention, [layer, rows, heads, max_length, kv] of zeros."""
-    shape = self.spec.shape
-    size = (shape.layers, rows, shape.heads, max_length, shape.kv)
-    return {name: jnp.zeros(size, shape.dtype) for name in ('key', 'value')}
+  def empty_cache(self, rows: int, max_length: int) -> dict[str, Any]:
+    """Keys and values of self-attention, [layer, rows, heads, max_length, kv] of zeros.
+
+    Below `experts` stand those of layers whose copies all run, [layer, rows, expert, ...].
+    """
+    shape, cache = self.spec.shape, {}
+    for copies in {self._copies(start) for start, _ in self.segments}:
+      front = (shape.layers, rows, copies) if copies else (shape.layers, rows)
+      size = (*front, shape.heads, max_length, shape.kv)
+      made = {name: jnp.zeros(size, shape.dtype) for name in ('key', 'value')}
+      cache |= {'experts': made} if copies else made
+    return cache
+
+  def _copies(self, layer: int) -> int:
+    """Copies of a layer that all run, or 0."""
+    rule = layer_experts.lifting(self.spec.plan.for_layer(self.spec.stack, layer), self.spec.stack)
+    return rule.delta.copies if rule is not None and rule.delta.form == 'mixed' else 0
 
   @nn.compact
   def prepare(self, context: SiteContext) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -146,14 +159,28 @@ class LayerStack(nn.Module):
     return shared, per_layer
 
   def run(self, carry: Any, inputs: StackInputs, layer_inputs: LayerInputs,
+          cross: Sequence[tuple[jax.Array, jax.Array]] = (),
           method: str = '__call__') -> tuple[Any, list[Any]]:
-    """Runs all segments; returns the carry and each segment's outputs."""
+    """Runs all segments.
+
+    Args:
+      carry: of the first layer.
+      inputs: what the layers share.
+      layer_inputs: what is scanned, of all layers.
+      cross: for each segment, the keys and values of cross-attention of a generation.
+      method: of the layers.
+
+    Returns:
+      The carry of the last layer and each segment's outputs.
+    """
     outputs = []
-    for start, stop in self.segments:
+    for number, (start, stop) in enumerate(self.segments):
       segment = getattr(self, segment_name(start, stop, self.depth))
       part = layer_inputs
       if (start, stop) != (0, self.depth):
         part = jax.tree.map(lambda a, start=start, stop=stop: a[start:stop], layer_inputs)
+      if cross:
+        part = part.replace(cross_keys=cross[number][0], cross_values=cross[number][1])
       carry, out = getattr(segment, method)(carry, inputs, part)
       outputs.append(out)
     return carry, outputs

@@ -23,7 +23,7 @@ from pemt_jax.models.t5_config import T5Config
 def stack_sites(config: T5Config, stack: str) -> list[str]:
   """Site paths of one stack, without layer indices; only the encoder's embeddings are a site."""
   decoder = stack == 'decoder'
-  paths = [] if decoder else ['encoder/embed']
+  paths = [f'{stack}/layer'] if decoder else ['encoder/embed', 'encoder/layer']
   for kind in ['self_attention', 'cross_attention'][:2 if decoder else 1]:
     paths += [f'{stack}/{kind}_norm', f'{stack}/{kind}', f'{stack}/{kind}_residual']
     paths += [f'{stack}/{kind}/{name}' for name in 'qkvo']
@@ -72,7 +72,8 @@ class T5(EncoderDecoder):
     config = self.config
     spec = StackSpec(config, self.plan, 'encoder', self.compute)
     self.plan.check(self.sites(), self.depths())
-    self.shared = layers.Embedding(config.vocab_size, config.embed)
+    self.shared = layers.Embedding(config.vocab_size, config.embed,
+                                   plan=self.plan.outside_layers())
     self.encoder = Stack(spec)
     decoder = dataclasses.replace(spec, stack='decoder')
     self.decoder = Stack(decoder)
