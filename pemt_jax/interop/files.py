@@ -313,15 +313,15 @@ def resolve_model(
   Raises:
     UserError: if it is no folder and cannot be fetched.
   """
-  from pemt_jax.models import gpt2_config, roberta_config, t5_config
+  from pemt_jax.models.families import family_of, hub_id
 
   folder = pathlib.Path(path_or_id)
   if folder.is_dir():
     return folder
-  name = gpt2_config.hub_id(roberta_config.hub_id(t5_config.hub_id(str(path_or_id))))
+  name = hub_id(str(path_or_id))
   if name.count('/') != 1 or name.startswith(('.', '/')):
     # Neither a published name nor the form of a hub id: the close names help most.
-    t5_config.t5_config(path_or_id)
+    family_of(path_or_id).read(path_or_id)
   fetched = _snapshot(name, [*patterns, '*.safetensors'])
   if not any((fetched / file).is_file() for file in _MODEL_FILES[:2]):
     fetched = _snapshot(name, [*patterns, f'{TORCH}', 'pytorch_model-*.bin'])

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from pemt_jax.models.bart import Bart
+from pemt_jax.models.bart_config import BartConfig
 from pemt_jax.models.blocks import Config
 from pemt_jax.models.generation import log_probability, shift_right
 from pemt_jax.models.gpt2 import GPT2
@@ -23,8 +25,9 @@ from pemt_jax.models.t5 import T5
 from pemt_jax.models.t5_config import T5Config
 from pemt_jax.trees import Tree, flatten, merge, unflatten
 
-Backbone = T5 | Roberta | GPT2
-_MODELS = {T5Config: T5, GPT2Config: GPT2, RobertaConfig: functools.partial(Roberta, labels=0)}
+Backbone = T5 | Bart | Roberta | GPT2
+_MODELS = {T5Config: T5, BartConfig: Bart, GPT2Config: GPT2,
+           RobertaConfig: functools.partial(Roberta, labels=0)}
 Metrics = dict[str, jax.Array]
 Observe = Callable[[Aux, jax.Array], Metrics]
 Auxiliary = Callable[[Aux, jax.Array], tuple[jax.Array, Metrics]]
@@ -166,25 +169,44 @@ def make_loss(model: T5, method: Method,
     mask = batch['targets_mask']
     apply = lambda key: model.apply(variables, batch['inputs'], batch['inputs_mask'],
                                     decoder_inputs, mask, batch.get('task_ids'), key)
-    logits, aux = apply(key)
-    total, weight = token_cross_entropy(logits, batch['targets'], mask)
-    cross_entropy = total / jnp.maximum(weight, 1.0)
     rows = jnp.max(batch['inputs_mask'], axis=1).astype(jnp.float32)
-    extra, metrics = method.auxiliary(aux, rows)
-    own = cross_entropy
-    if form.smoothing:
-      own = ((1.0 - form.smoothing) * total + form.smoothing * smoothing_loss(logits, mask)
-             ) / jnp.maximum(weight, 1.0)
-    if form.reduction == 'sum':
-      own, weight = own * weight, jnp.ones_like(weight)
-    metrics |= {'cross_entropy_nats': cross_entropy, 'weight': weight}
-    if method.consistency and key is not None:
-      again, _ = apply(fold_name(key, 'again'))
-      metrics['disagreement_nats'] = disagreement(logits, again, mask)
-      extra += method.consistency * metrics['disagreement_nats']
-    return own + extra, metrics
+    return formed_loss(method, form, apply, (batch['targets'], mask, rows), key)
 
   return loss_fn
+
+
+def formed_loss(method: Method, form: LossForm, apply: Callable[..., tuple[jax.Array, Aux]],
+                wanted: tuple[jax.Array, jax.Array, jax.Array],
+                key: jax.Array | None) -> tuple[jax.Array, Metrics]:
+  """The loss of predicted tokens and what the method adds to it.
+
+  Args:
+    method: recipe.
+    form: how the losses of tokens make that of a batch.
+    apply: key -> (logits [batch, length, vocab], auxiliaries).
+    wanted: targets [batch, length], their mask, and rows [batch] that are 1 for real examples.
+    key: dropout key; None means deterministic.
+
+  Returns:
+    (loss [], metrics).
+  """
+  targets, mask, rows = wanted
+  logits, aux = apply(key)
+  total, weight = token_cross_entropy(logits, targets, mask)
+  cross_entropy = total / jnp.maximum(weight, 1.0)
+  extra, metrics = method.auxiliary(aux, rows)
+  own = cross_entropy
+  if form.smoothing:
+    own = ((1.0 - form.smoothing) * total + form.smoothing * smoothing_loss(logits, mask)
+           ) / jnp.maximum(weight, 1.0)
+  if form.reduction == 'sum':
+    own, weight = own * weight, jnp.ones_like(weight)
+  metrics |= {'cross_entropy_nats': cross_entropy, 'weight': weight}
+  if method.consistency and key is not None:
+    again, _ = apply(fold_name(key, 'again'))
+    metrics['disagreement_nats'] = disagreement(logits, again, mask)
+    extra += method.consistency * metrics['disagreement_nats']
+  return own + extra, metrics
 
 
 def backbone_of(config: Config, plan: Plan = Plan(), compute: Compute = Compute()) -> Backbone:

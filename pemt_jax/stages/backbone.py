@@ -14,12 +14,12 @@ import numpy as np
 from pemt_jax.data.tokenizer import Tokenizer, load_tokenizer
 from pemt_jax.errors import UserError
 from pemt_jax.experts.library import backbone_hash
-from pemt_jax.interop import huggingface, roberta_files
+from pemt_jax.interop import backbones
 from pemt_jax.methods.base import backbone_of, initialiser
-from pemt_jax.models import roberta_config, t5_config
+from pemt_jax.models.blocks import Config
+from pemt_jax.models.families import family_of
 from pemt_jax.models.layers import Compute
 from pemt_jax.models.roberta_config import RobertaConfig
-from pemt_jax.models.t5_config import T5Config
 from pemt_jax.trees import Tree
 
 PLAYGROUND = pathlib.Path(__file__).parent.parent / 'assets' / 'playground_t5'
@@ -39,7 +39,7 @@ class Backbone:
   """
 
   name: str
-  config: T5Config | RobertaConfig
+  config: Config
   params: Tree
   tokenizer: Tokenizer
   hash: str
@@ -82,15 +82,13 @@ def load_backbone(config: mlc.ConfigDict, seed: int = 0,
       raise UserError(f"model.{field} is '{model[field]}'; choose 'float32' or 'bfloat16'.")
   tokenizer = tokenizer or load_tokenizer(place(model.tokenizer or model.name))
   compute = Compute(model.dtype, model.scan_layers, model.remat)
-  encoder = roberta_config.is_roberta(place(model.name))
   if model.weights == 'random':
-    read = roberta_config.roberta_config if encoder else t5_config.t5_config
-    shapes = _reshaped(read(place(model.name)), model.shape.to_dict())
+    name = place(model.name)
+    shapes = _reshaped(family_of(name).read(name), model.shape.to_dict())
     params, _ = initialiser(backbone_of(shapes))(jax.random.key(seed))
     params = jax.tree.map(np.asarray, params)
   elif model.weights == 'pretrained':
-    load = roberta_files.load_roberta if encoder else huggingface.load_t5
-    shapes, params = load(place(model.name))
+    shapes, params = backbones.load(place(model.name))
   else:
     raise UserError(f"model.weights is '{model.weights}'; choose 'pretrained' or 'random'.")
   if tokenizer.vocab_size > shapes.vocab_size:
@@ -109,12 +107,13 @@ def require_text_to_text(backbone: Backbone, stage: str) -> None:
   """
   if backbone.has_head:
     raise UserError(f"stage {stage} needs a text-to-text backbone, and '{backbone.name}' is an"
-                    ' encoder with a head; choose a T5.')
+                    ' encoder with a head; choose a T5 or a BART.')
 
 
 def as_frozen(params: Tree, dtype: str) -> Tree:
-  """Moves frozen parameters to the device in their storage type."""
-  return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.dtype(dtype)), params)
+  """Moves frozen parameters to the device in their storage type; packed bits stay what they are."""
+  kind = lambda leaf: jnp.dtype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
+  return jax.tree.map(lambda leaf: jnp.asarray(leaf, kind(leaf)), params)
 
 
 def count(tree: Any) -> int:
