@@ -106,17 +106,26 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None,
   """
   if key is None or rate == 0.0:
     return x
+  keep = _words(key, x.shape, offsets) >= jnp.uint32(min(rate * 2.0**32, 2.0**32 - 1))
+  return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x)).astype(x.dtype)
+
+
+def _words(key, shape, offsets):
+  """A random uint32 for every element, by its coordinates."""
   key_words = jax.random.key_data(key).astype(jnp.uint32)
   # The two words of a Threefry block serve the two halves of an axis of fixed size.
-  half_axis = x.ndim - 1 if x.ndim < 4 else 1
-  size = x.shape[half_axis]
-  half = (size + 1) // 2
-  shape = x.shape[:half_axis] + (half,) + x.shape[half_axis + 1:]
-  high, low = _counters(shape, offsets or {})
+  half_axis = len(shape) - 1 if len(shape) < 4 else 1
+  half = (shape[half_axis] + 1) // 2
+  high, low = _counters(shape[:half_axis] + (half,) + shape[half_axis + 1:], offsets or {})
   bits = jnp.concatenate(threefry(key_words, high, low), axis=half_axis)
-  bits = jax.lax.slice_in_dim(bits, 0, size, axis=half_axis)
-  keep = bits >= jnp.uint32(min(rate * 2.0**32, 2.0**32 - 1))
-  return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x)).astype(x.dtype)
+  return jax.lax.slice_in_dim(bits, 0, shape[half_axis], axis=half_axis)
+
+
+def uniform(key: jax.Array, shape: tuple[int, ...],
+            offsets: dict[int, jax.Array | int] | None = None) -> jax.Array:
+  """Draws from [0, 1), float32; a draw depends on the key and its coordinates only, see `dropout`.
+  """
+  return (_words(key, shape, offsets) >> 8).astype(jnp.float32) * 2.0**-24
 
 
 def normal_init(stddev: float) -> Callable[..., jax.Array]:
@@ -218,27 +227,41 @@ class Norm(nn.Module):
 
 
 class Embedding(nn.Module):
-  """A table whose rows are looked up.
+  """A table whose rows are looked up; the table of tokens is a site, `shared`.
 
   Attributes:
     rows: of the table.
     features: of a row.
     stddev: of the first table.
     axis: logical name of the rows.
+    plan: rules for the table itself; an operation without input makes it.
   """
 
   rows: int
   features: int
   stddev: float = 1.0
   axis: str = 'vocab'
+  plan: Plan = Plan()
 
-  def setup(self):
-    init = nn.with_logical_partitioning(normal_init(self.stddev), (self.axis, 'embed_table'))
-    self.embedding = self.param('embedding', init, (self.rows, self.features), jnp.float32)
+  @nn.compact
+  def table(self) -> jax.Array:
+    """[rows, features] float32."""
+    def base(_):
+      init = nn.with_logical_partitioning(normal_init(self.stddev), (self.axis, 'embed_table'))
+      return self.param('embedding', init, (self.rows, self.features), jnp.float32)
+
+    site = Site('shared', self.rows, self.features, self.axis, 'embed_table', jnp.float32)
+    context = SiteContext(jnp.ones((1, 1)), jnp.ones((1,)))
+    return call_site(self.plan, site, base, None, context)[0]
+
+  @property
+  def embedding(self) -> jax.Array:
+    """The table."""
+    return self.table()
 
   def __call__(self, ids: jax.Array) -> jax.Array:
     """[...] ids -> [..., features]."""
-    return jnp.take(self.embedding, ids, axis=0)
+    return jnp.take(self.table(), ids, axis=0)
 
 
 def relative_buckets(relative: jax.Array, bidirectional: bool, buckets: int,
