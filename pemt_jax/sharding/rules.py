@@ -42,6 +42,7 @@ RULES: Rules = (
     ('intrinsic', None),
     ('generated', None),
     ('norm', None),
+    ('bits', None),  # bytes of packed masks
     ('relative_bucket', None),
     ('position', None),
     ('token_type', None),
@@ -51,6 +52,9 @@ RULES: Rules = (
     ('act_length', None),
     ('act_embed', None),
     ('act_mlp', 'tensor'),
+    # Tokens of a routed layer stand on all devices before they are sent to those of their experts.
+    ('act_group', (*BATCH_AXES, 'expert')),
+    ('act_expert', 'expert'),
 )
 
 
