@@ -104,19 +104,22 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def token_stream(
-    documents: Iterable[Document], tokenizer: Tokenizer, separate: bool = True) -> np.ndarray:
+    documents: Iterable[Document], tokenizer: Tokenizer, separate: bool = True,
+    newlines: bool = False) -> np.ndarray:
   """Joins documents into one row of ids.
 
   Args:
     documents: lists of paragraphs.
     tokenizer: gives the ids.
     separate: ends every document with eos; False runs documents into each other.
+    newlines: ends every paragraph but the last of a document with a line break.
 
   Returns:
     [total] int32 ids.
   """
-  paragraphs = ((text, place == len(document) - 1) for document in documents
-                for place, text in enumerate(document))
+  between = '\n' if newlines else ''
+  paragraphs = ((text if last else text + between, last) for document in documents
+                for place, text in enumerate(document) for last in [place == len(document) - 1])
   pieces = [np.zeros(0, np.int32)]
   while part := list(itertools.islice(paragraphs, _PARAGRAPHS)):
     rows = tokenizer.encode_batch([text for text, _ in part], add_eos=False)
@@ -128,7 +131,8 @@ def token_stream(
 
 def load_token_stream(
     places: Places, tokenizer: Tokenizer, *, documents: Sequence[Document] = (),
-    separate: bool = True, cache_dir: str | Path | None = None) -> np.ndarray:
+    separate: bool = True, newlines: bool = False,
+    cache_dir: str | Path | None = None) -> np.ndarray:
   """Reads text files as one row of ids, from the cache where it can.
 
   Args:
@@ -136,6 +140,7 @@ def load_token_stream(
     tokenizer: gives the ids.
     documents: stand before those of the files.
     separate: ends every document with eos.
+    newlines: see `token_stream`.
     cache_dir: folder of cache files; None does without.
 
   Returns:
@@ -148,10 +153,12 @@ def load_token_stream(
   contents = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
   if documents:
     contents.append(digest(*itertools.chain.from_iterable(documents)))
-  key = digest(_FORMAT, tokenizer.fingerprint, str(separate), *contents)
+  key = digest(_FORMAT, tokenizer.fingerprint, str(separate), *contents,
+               *(('newlines',) if newlines else ()))
 
   def build() -> dict[str, np.ndarray]:
-    tokens = token_stream(itertools.chain(documents, read_documents(files)), tokenizer, separate)
+    tokens = token_stream(itertools.chain(documents, read_documents(files)), tokenizer, separate,
+                          newlines)
     # Half the file, where ids are small enough.
     return {'tokens': tokens.astype(np.uint16 if tokenizer.vocab_size < 1 << 16 else np.int32)}
 

@@ -147,7 +147,8 @@ def tokenize_examples(
                str(len(sources)), *sources, *targets)
 
   def build() -> dict[str, np.ndarray]:
-    inputs = Ragged.from_lists(tokenizer.encode_batch(sources, max_source_length))
+    inputs = Ragged.from_lists(tokenizer.encode_batch(sources, max_source_length,
+                                                      tokenizer.ends_sources))
     outputs = Ragged.from_lists(tokenizer.encode_batch(targets, max_target_length))
     return {'inputs': inputs.tokens, 'input_lengths': inputs.lengths,
             'targets': outputs.tokens, 'target_lengths': outputs.lengths}

@@ -41,6 +41,9 @@ class _Backend(Protocol):
   def encode(self, texts: list[str]) -> list[list[int]]:
     ...
 
+  def plain(self) -> _Backend:
+    """The same without special ids around texts, but for an end mark."""
+
   def decode(self, ids: list[list[int]]) -> list[str]:
     ...
 
@@ -60,15 +63,20 @@ class _Backend(Protocol):
 class _FastBackend:
   """The `tokenizers` library; encodes a list of texts on all cores."""
 
-  def __init__(self, tokenizer: Any):
+  def __init__(self, tokenizer: Any, specials: bool = True):
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    self._tokenizer = tokenizer
+    self._tokenizer, self._specials = tokenizer, specials
+
+  def plain(self) -> _FastBackend:
+    return _FastBackend(self._tokenizer, specials=False)
 
   def encode(self, texts: list[str]) -> list[list[int]]:
     rows: list[list[int]] = []
     for start in range(0, len(texts), _CHUNK):
-      rows += [e.ids for e in self._tokenizer.encode_batch_fast(texts[start:start + _CHUNK])]
+      found = self._tokenizer.encode_batch_fast(
+          texts[start:start + _CHUNK], add_special_tokens=self._specials)
+      rows += [encoding.ids for encoding in found]
     return rows
 
   def decode(self, ids: list[list[int]]) -> list[str]:
@@ -81,7 +89,7 @@ class _FastBackend:
     return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
   def identity(self) -> bytes:
-    return self._tokenizer.to_str().encode()
+    return self._tokenizer.to_str().encode() + (b'' if self._specials else b'plain')
 
   def save(self, folder: Path) -> dict[str, int]:
     self._tokenizer.save(str(folder / 'tokenizer.json'))
@@ -99,6 +107,9 @@ class _SentencePieceBackend:
     named = [PAD, EOS, UNK] + [sentinel_name(i) for i in range(sentinels)]
     self._special = {name: self.token_id(name) for name in named if self.token_id(name) is not None}
     self._splitter = re.compile('(' + '|'.join(map(re.escape, self._special)) + ')')
+
+  def plain(self) -> _SentencePieceBackend:
+    return self
 
   def encode(self, texts: list[str]) -> list[list[int]]:
     rows = self._pieces.encode(texts, num_threads=-1)
@@ -146,10 +157,12 @@ class Tokenizer:
     pad_id: id that fills rows.
     eos_id: id that ends every encoded text.
     vocab_size: number of ids, sentinels included; embeddings may have more rows.
+    ends_sources: whether source texts end with eos.
     fingerprint: hex digest of everything that decides ids; equal digests mean equal ids.
   """
 
-  def __init__(self, backend: _Backend, pad_token: str, eos_token: str, origin: str):
+  def __init__(self, backend: _Backend, pad_token: str, eos_token: str, origin: str,
+               ends_sources: bool = True):
     """Wraps a backend.
 
     Raises:
@@ -157,13 +170,20 @@ class Tokenizer:
     """
     self._backend = backend
     self._tokens = {'pad_token': pad_token, 'eos_token': eos_token}
-    self._origin = origin
+    self._origin, self.ends_sources = origin, ends_sources
     self.pad_id = self._required(pad_token, 'pad_token')
     self.eos_id = self._required(eos_token, 'eos_token')
     self.vocab_size = backend.size()
     digest = hashlib.sha256(backend.identity())
     digest.update(f'{type(backend).__name__} {self.pad_id} {self.eos_id}'.encode())
+    if not ends_sources:
+      digest.update(b'open sources')
     self.fingerprint = digest.hexdigest()
+
+  def plain(self) -> Tokenizer:
+    """The same for texts that are continued: no special ids in front, no eos behind sources."""
+    return Tokenizer(self._backend.plain(), self._tokens['pad_token'], self._tokens['eos_token'],
+                     self._origin, ends_sources=False)
 
   def _required(self, token: str, role: str) -> int:
     found = self._backend.token_id(token)

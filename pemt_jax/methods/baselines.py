@@ -8,7 +8,7 @@ from pemt_jax.deltas.adapter import ACTIVATIONS, Adapter, Bottleneck
 from pemt_jax.deltas.lora import LoRA
 from pemt_jax.deltas.prompt import Prompt
 from pemt_jax.errors import number, one_of
-from pemt_jax.methods.base import FROZEN, Method
+from pemt_jax.methods.base import FROZEN, Method, embed_site
 from pemt_jax.methods.pemt import NORMS, PROMPT
 from pemt_jax.models.sites import Plan, Rule
 from pemt_jax.models.t5_config import T5Config
@@ -87,7 +87,7 @@ def adapter(options: AdapterOptions, config: T5Config, prompt_length: int) -> Me
   """A single adapter per layer, trained on the target alone."""
   rules, tuned = [], []
   if options.prompt:
-    rules.append(Rule('prompt', 'encoder/embed', Prompt(prompt_length)))
+    rules.append(Rule('prompt', embed_site(config), Prompt(prompt_length)))
     tuned.append(PROMPT)
   bottleneck = Bottleneck(max(config.embed // options.reduction, 1), options.activation)
   rules.append(Rule('adapter', '*/mlp/wo', Adapter(bottleneck)))
@@ -108,8 +108,8 @@ def lora(options: LoRAOptions, config: T5Config, prompt_length: int) -> Method:
 
 def prompt(options: PromptOptions, config: T5Config, prompt_length: int) -> Method:
   """Prompt tuning (Lester et al. 2021)."""
-  del options, config
-  return Method('prompt', Plan((Rule('prompt', 'encoder/embed', Prompt(prompt_length)),)),
+  del options
+  return Method('prompt', Plan((Rule('prompt', embed_site(config), Prompt(prompt_length)),)),
                 (PROMPT, FROZEN))
 
 

@@ -8,7 +8,8 @@ import re
 
 from pemt_jax.deltas.subspace import PROJECTIONS, Subspace, expander
 from pemt_jax.errors import UserError, number, one_of
-from pemt_jax.methods.base import FROZEN, Method, backbone_of, boxed_shapes
+from pemt_jax.methods.base import (
+    FROZEN, Method, backbone_of, boxed_shapes, embed_site)
 from pemt_jax.models.sites import Plan, Rule
 from pemt_jax.models.t5_config import T5Config
 from pemt_jax.trees import flatten
@@ -65,7 +66,7 @@ def subspace(options: SubspaceOptions, config: T5Config, prompt_length: int) -> 
   gaussians = tuple(_sizes(path, shape) for path, shape in shapes.items())
   delta = Subspace(options.dimension, options.projection, options.seed,
                    gaussians if options.train_gaussian else ())
-  return Method(NAME, Plan((Rule(NAME, 'encoder/embed', delta),)),
+  return Method(NAME, Plan((Rule(NAME, embed_site(config), delta),)),
                 ((f'deltas/{NAME}/.*', 'subspace'), FROZEN),
                 expand=expander(delta, NAME, frozenset(shapes)))
 
