@@ -121,7 +121,8 @@ class Generated(Delta):
     return found
 
   @property
-  def _task_size(self) -> int:
+  def task_size(self) -> int:
+    """Size of what stands for a task."""
     sizes = self.embeddings
     return sizes.projected if sizes.project_tasks else sizes.size
 
@@ -136,10 +137,10 @@ class Generated(Delta):
     sizes, init, found = self.embeddings, normal_init(self.stddev), {}
     width, front, axes = sizes.projected, (), ()
     if self.scope == 'layer':
-      width, front, axes = self._task_size, (shape.layers,), ('member',)
+      width, front, axes = self.task_size, (shape.layers,), ('member',)
     else:
       table = lambda count: Weight((count, sizes.size), ('member', 'rank'), normal_init(1.0))
-      found['layers'], joined = table(shape.layers), self._task_size + sizes.size
+      found['layers'], joined = table(shape.layers), self.task_size + sizes.size
       if self.scope == 'places':
         found['places'], joined = table(len(self.sites)), joined + sizes.size
       found |= _network('join', (joined, sizes.hidden, sizes.projected), self.stddev)

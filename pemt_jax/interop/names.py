@@ -27,6 +27,7 @@ class Weight:
     transpose: whether the leaf holds the tensor transposed (torch's [out, in] against [in, out]).
     rows: rows of the leaf where they are more than the tensor's, which then fills the last ones.
     unit: axis of one element that the tensor has and the leaf has not.
+    view: the tensor's shape with an axis split into several, which `transpose` then turns around.
   """
 
   name: str
@@ -36,11 +37,17 @@ class Weight:
   transpose: bool = False
   rows: int | None = None
   unit: int | None = None
+  view: tuple[int, ...] | None = None
+
+  @property
+  def split(self) -> tuple[int, ...]:
+    """Shape of the foreign tensor, seen as `view`."""
+    return self.view or self.shape
 
   @property
   def part_shape(self) -> tuple[int, ...]:
     """Shape of the leaf behind `index`."""
-    shape = self.shape[::-1] if self.transpose else self.shape
+    shape = self.split[::-1] if self.transpose else self.split
     if self.unit is not None:
       shape = shape[:self.unit] + shape[self.unit + 1:]
     return shape if self.rows is None else (self.rows, *shape[1:])
@@ -105,13 +112,13 @@ def load(
           f'{list(weight.shape)}; check that the sizes of the model belong to this file.')
     if weight.path not in leaves:
       leaves[weight.path] = np.zeros(shapes[weight.path], dtype or value.dtype)
-    _part(leaves[weight.path], weight)[...] = value
+    _part(leaves[weight.path], weight)[...] = value.reshape(weight.split)
   _check_aliases(state, table, place_of)
   return trees.unflatten(leaves)
 
 
 def _part(leaf: np.ndarray, weight: Weight) -> np.ndarray:
-  """View of `leaf` in the orientation and size of the foreign tensor."""
+  """View of `leaf` in the orientation of the foreign tensor and the shape of its `split`."""
   part = leaf[(*weight.index, ...)]  # the ellipsis keeps a view where all axes are indexed
   if weight.rows is not None:
     part = part[weight.rows - weight.shape[0]:]
@@ -180,7 +187,7 @@ def take_known(tree: Mapping[str, Any], table: Table) -> dict[str, np.ndarray]:
 
 def take(leaves: Mapping[str, np.ndarray], weight: Weight) -> np.ndarray:
   """Returns one foreign tensor out of flat leaves, contiguous."""
-  return np.ascontiguousarray(_part(leaves[weight.path], weight))
+  return np.ascontiguousarray(_part(leaves[weight.path], weight)).reshape(weight.shape)
 
 
 def check_leaves(

@@ -23,6 +23,7 @@ _MODULES = {
                 ('', 'parity.propetl')),
     'pemt': (('spot', 'parity.pemt_baselines'), ('', 'parity.pemt')),
     'taskmoe': (('', 'parity.taskmoe'),),
+    'mpoe': (('', 'parity.mpoe'),),
 }
 _WITHOUT_MODEL = 'evaluation.parity_data'  # PEMT's cases without a state
 

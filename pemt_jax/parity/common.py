@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import pathlib
 from collections.abc import Container, Mapping
@@ -16,6 +18,7 @@ from pemt_jax.interop.names import Table
 from pemt_jax.models import generation
 from pemt_jax.models.decoding import GenerationConfig
 from pemt_jax.models.generation import shift_right
+from pemt_jax.models.layers import Compute
 from pemt_jax.models.sites import Aux
 from pemt_jax.models.t5 import T5
 from pemt_jax.trees import Tree, flatten, unflatten
@@ -26,6 +29,28 @@ def read_case(case_dir: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndar
   case = json.loads((case_dir / 'case.json').read_text())
   with np.load(case_dir / 'inputs.npz') as stored:
     return case, dict(stored)
+
+
+def by_name(case_dir: pathlib.Path, run: Compute, system: str,
+            functions: Mapping[str, tuple[str, str]]) -> Any:
+  """What the function of a case computes: every array that the case names, or texts.
+
+  Args:
+    case_dir: folder of the case.
+    run: how to compute; what has no model does not read it.
+    system: of the case, for messages.
+    functions: start of a case's name -> module below `parity` and function; the first match decides.
+
+  Raises:
+    UserError: no code for this case.
+  """
+  name = json.loads((case_dir / 'case.json').read_text())['case']
+  for start, (module, function) in functions.items():
+    if name.startswith(start):
+      found = getattr(importlib.import_module(f'pemt_jax.parity.{module}'), function)
+      return found(case_dir, *([run] if 'run' in inspect.signature(found).parameters else []))
+  raise UserError(f"{case_dir}: no code for the case '{name}' of {system}; choose cases that begin"
+                  f" with {', '.join(functions)}.")
 
 
 def split_named(params: Tree, table: Table, wanted: Container[str],

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import json
 import pathlib
 from typing import Any
 
-from pemt_jax.errors import UserError
 from pemt_jax.models.layers import Compute
+from pemt_jax.parity import common
 
 # Start of a case's name -> module below `parity` and function; the first match decides.
 _FUNCTIONS = {
@@ -21,19 +18,5 @@ _FUNCTIONS = {
 
 
 def compute(case_dir: pathlib.Path, run: Compute = Compute()) -> Any:
-  """Computes every array that a case names, or its result of texts.
-
-  Args:
-    case_dir: folder of the case.
-    run: how to compute; what has no model does not read it.
-
-  Raises:
-    UserError: no code for this case, or files that do not fit it.
-  """
-  name = json.loads((case_dir / 'case.json').read_text())['case']
-  for start, (module, function) in _FUNCTIONS.items():
-    if name.startswith(start):
-      found = getattr(importlib.import_module(f'pemt_jax.parity.{module}'), function)
-      return found(case_dir, *([run] if 'run' in inspect.signature(found).parameters else []))
-  raise UserError(f"{case_dir}: no code for the case '{name}' of taskmoe; choose cases that begin"
-                  f" with {', '.join(_FUNCTIONS)}.")
+  """Computes every array that a case names, or its result of texts; see `common.by_name`."""
+  return common.by_name(case_dir, run, 'taskmoe', _FUNCTIONS)

@@ -1,0 +1,21 @@
+"""Experts of matrix product operators: which function recomputes a recorded case."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+from pemt_jax.models.layers import Compute
+from pemt_jax.parity import common
+
+# Start of a case's name -> module below `parity` and function; the first match decides.
+_FUNCTIONS = {
+    'adapter_': ('mpoe_hyperformer', 'compute'),
+    'hyperformer': ('mpoe_hyperformer', 'compute'),
+    'multitask_sampler': ('mpoe_hyperformer', 'compute'),
+}
+
+
+def compute(case_dir: pathlib.Path, run: Compute = Compute()) -> Any:
+  """Computes every array that a case names; see `common.by_name`."""
+  return common.by_name(case_dir, run, 'mpoe', _FUNCTIONS)
