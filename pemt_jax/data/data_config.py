@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from pemt_jax.data import gym_splits, splits
+from pemt_jax.data import gym, gym_splits, splits
 from pemt_jax.data.tasks import get_task
 from pemt_jax.data.tasks_base import DEFAULT_TEMPLATE, SPLITS, Task
-from pemt_jax.errors import UserError
+from pemt_jax.errors import UserError, one_of
 
 SOURCES = ('local', 'hf', 'tfds', 'playground', 'crossfit')
 
@@ -39,7 +39,11 @@ class DataConfig:
     max_test_rows: see `max_train_rows`.
     task_row_limits: apply the row limits a task itself states where none is given (Yelp: 100000).
     template: name of the template; see `Task.variants`.
-    prefix: pre-built draw to read; '' takes the only one, or the one of the few-shot seed.
+    prefix: pre-built draw to read; '' takes the only one, or the one of the few-shot seed; '*' the
+      rows of all draws, for test those of the first.
+    train_on_validation: train on the validation rows of pre-built draws too.
+    gym_scores: form of the metrics of gym tasks: 'gold_classes', or 'all_classes', where a
+      prediction that is no class adds one, and a text that is no number counts as 3.
     gym_test: test rows of gym tasks, 'gym' or 'official'; see `gym_splits.GymSplits`.
     lowercase: write all texts in lower case.
     extra_bos: put `<s> ` in front of all texts.
@@ -68,6 +72,8 @@ class DataConfig:
   template: str = DEFAULT_TEMPLATE
   prefix: str = ''
   gym_test: str = 'gym'
+  train_on_validation: bool = False
+  gym_scores: str = 'gold_classes'
   lowercase: bool = False
   extra_bos: bool = False
   compat_misaligned_labels: bool = False
@@ -90,6 +96,7 @@ class DataConfig:
     if self.gym_test not in gym_splits.GYM_TESTS:
       raise UserError(f"data.gym_test '{self.gym_test}' is not known; choose one of "
                       f"{', '.join(gym_splits.GYM_TESTS)}.")
+    one_of('data.gym_scores', self.gym_scores, gym.SCORES)
     for name in ('validation_rows', 'few_shot', 'few_shot_per_class', 'max_train_rows',
                  'max_validation_rows', 'max_test_rows', 'few_shot_give_up_after'):
       value = getattr(self, name)

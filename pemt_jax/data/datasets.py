@@ -65,8 +65,8 @@ class _Loader:
   """Reads the splits of one task and keeps the tables it has read."""
 
   def __init__(self, name: str, config: DataConfig):
-    self.task = get_task(name)
     self.config = config.for_task(name)
+    self.task = gym.scored(get_task(name), self.config.gym_scores)
     self.template = self.task.template_named(self.config.template)
     self.playground = self.task.name.startswith(PLAYGROUND_PREFIX)
     if self.config.source == 'playground' and not self.playground:
@@ -190,7 +190,7 @@ class _Loader:
       return sources.RowTable(rows, f'{task.name}, split {read}')
     if config.source == 'crossfit':
       return gym_files.read_prebuilt(gym.title_of(task.name), read, config.root, config.prefix,
-                                     self._few_shot_seed())
+                                     self._few_shot_seed(), config.train_on_validation)
     if config.source == 'hf':
       return sources.read_hf(task, read)
     if config.source == 'tfds':

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from pemt_jax.data import gym_table
 from pemt_jax.data.tasks_base import GymRule, Task
 from pemt_jax.data.templates import Example, Row, RowError, Template
 from pemt_jax.data.templates_gym import LETTERS, Line, Lines, option_text
 
 GYM_PREFIX = 'crossfit/'
 SENTINEL = '<extra_id_0>'
-PLAIN = 'plain'
+PLAIN, SPACED = 'plain', 'spaced'
 ROW_LIMIT = 400_000  # published limit of train rows
 _POOL_SEED = 42
 _BLANK = {'answers': ['']}
@@ -30,6 +31,20 @@ METRIC_NAMES: Mapping[str, str] = MappingProxyType({
     'ACC': 'answer_accuracy', 'EM': 'answer_em', 'QA-F1': 'answer_f1',
     'Rouge-L': 'answer_rouge_l', 'Classification-F1': 'gold_class_f1',
     'Matthew-Correlation': 'acceptable_matthews', 'Pearson-Correlation': 'strict_pearson'})
+
+# data.gym_scores -> metric -> the form of it that is used.
+SCORES: Mapping[str, Mapping[str, str]] = MappingProxyType({
+    'gold_classes': MappingProxyType({}),
+    'all_classes': MappingProxyType(
+        {'gold_class_f1': 'all_class_f1', 'strict_pearson': 'lenient_pearson'})})
+
+
+def scored(task: Task, scores: str) -> Task:
+  """Returns the task with metrics in the form `scores`, a key of `SCORES`."""
+  forms = SCORES[scores]
+  if task.gym is None or not forms:
+    return task
+  return dataclasses.replace(task, metrics=tuple(forms.get(name, name) for name in task.metrics))
 
 
 def title_of(name: str) -> str:
@@ -44,11 +59,22 @@ def tagged(title: str, line: Line) -> Example:
   return Example(f' [{title}] {text}', targets[0], {'answers': answers, 'targets': targets})
 
 
+def spaced(title: str, line: Line) -> Example:
+  """Makes the example ` [title] input` -> ` answer`, the published form for BART."""
+  text, answers = line
+  targets = tuple(f' {answer}' for answer in answers)
+  return Example(f' [{title}] {text}', targets[0], {'answers': answers, 'targets': targets})
+
+
 def plain(title: str, line: Line) -> Example:
   """Makes the example input -> answer."""
   del title
   text, answers = line
   return Example(text, answers[0], {'answers': answers, 'targets': answers})
+
+
+_FORMS: Mapping[str, Callable[[str, Line], Example]] = MappingProxyType(
+    {PLAIN: plain, SPACED: spaced})
 
 
 def targets_of(example: Example) -> tuple[str, ...]:
@@ -120,10 +146,11 @@ def gym_task(title: str, rule: GymRule, lines: Lines, metric: str,
   """
   shows_options = rule.family == 'multiple_choice_qa'
   published = options.pop('published', None)
-  forms = {PLAIN: _template(title, lines, plain, shows_options)}
+  forms = {name: _template(title, lines, form, shows_options) for name, form in _FORMS.items()}
   if published is not None:
     forms['published'] = _template(title, published, tagged, shows_options)
-    forms['published_plain'] = _template(title, published, plain, shows_options)
+    forms |= {f'published_{name}': _template(title, published, form, shows_options)
+              for name, form in _FORMS.items()}
   path, config = hf
   folders = (path,) if config is None else (f'{path}/{config}', path)
   return Task(
@@ -148,7 +175,24 @@ DESCRIPTIONS: Mapping[str, str] = MappingProxyType({
     'classification': 'Given a text, the task is to write the name of the class it belongs to.',
     'paraphrase': 'Given two sentences or questions, the task is to tell if they mean the same.',
     'summarization': 'Given a long text, the task is to write a short summary of what it says.',
-    'linguistics': 'Given two sentences, the task is to tell which of them is good English.'})
+    'linguistics': 'Given two sentences, the task is to tell which of them is good English.',
+    'other': 'Given a text, the task is to write what follows from it.'})
+
+
+def listed(title: str, lines: Lines, hf: tuple[str, str | None], **options: Any) -> Task:
+  """Builds a task whose metric, family and kind of draw are those of `gym_table`.
+
+  Args:
+    title: published name.
+    lines: row -> lines.
+    hf: Hugging Face data set and config.
+    **options: fields of `GymRule` (test, rows, share, official_test) and those of `gym_task`.
+  """
+  entry = gym_table.entries()[title]
+  rule = GymRule(entry.kind, entry.family, **{
+      name: options.pop(name) for name in ('test', 'rows', 'official_test', 'share')
+      if name in options})
+  return gym_task(title, rule, lines, entry.metric, hf, **options)
 
 
 def shuffled(count: int, seed: int) -> list[int]:
@@ -168,12 +212,11 @@ def pool_and_test(rule: GymRule, count: int, test_count: int | None) -> tuple[li
   """
   if rule.test == 'split':
     return list(range(count)), list(range(test_count))
-  if rule.test == 'first_tenth':
-    return list(range(count)), shuffled(test_count, _POOL_SEED)[:int(0.1 * test_count)]
+  if rule.test == 'first_share':
+    return list(range(count)), shuffled(test_count, _POOL_SEED)[:int(rule.share * test_count)]
   order = shuffled(count, _POOL_SEED)
-  if rule.test == 'last_fifth':
-    kept = int(0.8 * count)
-    return order[:kept], order[kept:]
+  if rule.test == 'last_share':
+    return order[:int(0.8 * count)], order[int((1.0 - rule.share) * count):]
   kept, more = rule.rows
   return order[:kept], order[kept:kept + more]
 

@@ -18,6 +18,7 @@ from pemt_jax.errors import UserError
 
 _PARTS = {'train': 'train', 'validation': 'dev', 'test': 'test'}
 _SUFFIXES = ('.jsonl', '.jsonl.gz')
+EVERY = '*'  # in place of a prefix: all draws of a task
 
 
 def task_folder(root: str | pathlib.Path | None, title: str) -> pathlib.Path:
@@ -77,21 +78,36 @@ def choose_prefix(found: Sequence[str], wanted: str, seed: int, folder: pathlib.
 
 
 def read_prebuilt(title: str, split: str, root: str | pathlib.Path | None, wanted: str = '',
-                  seed: int = 42) -> sources.RowTable:
+                  seed: int = 42, train_on_validation: bool = False) -> sources.RowTable:
   """Reads the rows of a pre-built split, each with `input`, `answers` and, if known, `options`.
 
   Args:
     title: published name of the task.
     split: 'train', 'validation' or 'test'.
     root: folder of all tasks.
-    wanted: prefix; '' takes the only one, or the one of `seed`.
+    wanted: prefix; '' takes the only one, or the one of `seed`; `EVERY` takes the rows of all, for
+      test those of the first, since the draws share their test rows.
     seed: see `choose_prefix`.
+    train_on_validation: put the validation rows behind those of train.
 
   Raises:
     UserError: no such folder, prefix or file; a line without an answer.
   """
   folder = task_folder(root, title)
-  prefix = choose_prefix(prefixes(folder, title), wanted, seed, folder)
+  found = prefixes(folder, title)
+  chosen = found[:1 if split == 'test' else None] if wanted == EVERY and found else (
+      choose_prefix(found, '' if wanted == EVERY else wanted, seed, folder),)
+  more = ('validation',) if split == 'train' and train_on_validation else ()
+  tables = [_read_draw(folder, title, part, prefix) for part in (split, *more)
+            for prefix in chosen]
+  if len(tables) == 1:
+    return tables[0]
+  origin = ', '.join(dict.fromkeys(table.origin for table in tables))
+  return sources.RowTable([row for table in tables for row in table.rows], origin)
+
+
+def _read_draw(folder: pathlib.Path, title: str, split: str, prefix: str) -> sources.RowTable:
+  """Rows of one draw."""
   path = folder / f'{prefix}_{_PARTS[split]}.tsv'
   if path.is_file():
     return _read_lines(path)

@@ -51,7 +51,7 @@ class GymSplits:
     if split == 'train' or self.shots is not None and split == 'validation':
       return self._from_pool(split, read)
     pool_split, test_split = self._split('train'), self._split('test')
-    shared = self.task.gym.test in ('last_fifth', 'next_rows')
+    shared = self.task.gym.test in ('last_share', 'next_rows')
     rows = read(pool_split if shared else test_split)
     order = gym.pool_and_test(self.task.gym, len(rows), None if shared else len(rows))[1]
     part = [rows[i] for i in order]

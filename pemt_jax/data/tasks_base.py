@@ -14,7 +14,7 @@ SIZES = ('small', 'large', 'mapped')
 DEFAULT_TEMPLATE = 'default'
 
 
-GYM_TESTS = ('split', 'last_fifth', 'first_tenth', 'next_rows')
+GYM_TESTS = ('split', 'last_share', 'first_share', 'next_rows')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +24,12 @@ class GymRule:
   Attributes:
     kind: 'text' draws k rows in all, 'classification' k rows of each label.
     family: group of related tasks.
-    test: what the test rows are: 'split', all rows of the task's test split; 'first_tenth', the
-      first tenth of that split after a shuffle; 'last_fifth', what remains of the train split
-      after four fifths of it, shuffled, are the pool; 'next_rows', the rows behind the pool.
+    test: what the test rows are: 'split', all rows of the task's test split; 'first_share', the
+      first `share` of that split after a shuffle; 'last_share', the last `share` of the train
+      split, whose first four fifths, shuffled, are the pool; 'next_rows', the rows behind the pool.
     rows: rows of the pool and of test, for 'next_rows'.
     official_test: the data set's own labelled test split, where it has one.
+    share: of the rows, for 'first_share' and 'last_share'.
   """
 
   kind: str
@@ -36,6 +37,7 @@ class GymRule:
   test: str = 'split'
   rows: tuple[int, int] = (0, 0)
   official_test: str | None = None
+  share: float = 0.2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ _reading = GymRule('text', 'machine_reading_comprehension')
 _choice = GymRule('text', 'multiple_choice_qa')
 _choice_official = GymRule('text', 'multiple_choice_qa', official_test='test')
 _closed = GymRule('text', 'closed_book_qa')
-_closed_fifth = GymRule('text', 'closed_book_qa', test='last_fifth')
+_closed_fifth = GymRule('text', 'closed_book_qa', test='last_share')
 
 
 def _boolq_answer(row: Row) -> tuple[str, ...]:
@@ -111,7 +111,7 @@ _BINARY = (
     gym_task('boolq', GymRule('classification', 'binary'), gym.line(
         gym.shown('question: {question} [SEP] context: {passage}'), _boolq_answer), 'ACC',
              ('boolq', None), more_folders=('super_glue/boolq',), blank={'answer': 'no'}),
-    gym_task('mc_taco', GymRule('classification', 'binary', test='last_fifth'), gym.line(
+    gym_task('mc_taco', GymRule('classification', 'binary', test='last_share'), gym.line(
         gym.shown('{sentence} [SEP] {question} [SEP] {answer}'), gym.word_of(_NO_YES)), 'ACC',
              ('mc_taco', None), splits=dict.fromkeys(_TRAIN_ONLY, 'validation'),
              blank=_FIRST),
@@ -121,7 +121,7 @@ _BINARY = (
 def _explain(part: str) -> Task:
   show = gym.shown('{title} [SEP] {selftext}')
   return gym_task(
-      f'eli5-{part}', GymRule('text', 'long_form_qa', test='first_tenth'),
+      f'eli5-{part}', GymRule('text', 'long_form_qa', test='first_share', share=0.1),
       gym.line(lambda row: gym.clean(show(row)), functools.partial(gym.all_answers, how=gym.clean)),
       'Rouge-L', ('eli5', None), splits={
           'train': f'train_{part}', 'validation': f'validation_{part}',

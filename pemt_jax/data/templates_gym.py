@@ -237,12 +237,14 @@ def drawn_first(rows: Sequence[Row]) -> list[Row]:
   return [{**row, 'good_first': bool(draw > 0.5)} for row, draw in zip(rows, draws, strict=True)]
 
 
-def minimal_pair(row: Row) -> list[Line]:
-  """BLiMP: two sentences in drawn order -> which of them is good."""
-  good, bad = text_field(row, 'sentence_good'), text_field(row, 'sentence_bad')
-  first, second = (good, bad) if row.get('good_first', True) else (bad, good)
-  answer = 'sentence 1' if row.get('good_first', True) else 'sentence 2'
-  return [(f'sentence 1: {first} [SEP] sentence 2: {second}', (answer,))]
+def pair_of(good: str, bad: str) -> Lines:
+  """Makes row -> the sentences of two fields in drawn order -> which of them is the first field."""
+  def lines(row: Row) -> list[Line]:
+    texts = text_field(row, good), text_field(row, bad)
+    first, second = texts if row.get('good_first', True) else texts[::-1]
+    answer = 'sentence 1' if row.get('good_first', True) else 'sentence 2'
+    return [(f'sentence 1: {first} [SEP] sentence 2: {second}', (answer,))]
+  return lines
 
 
 def table_rows(row: Row) -> str:

@@ -98,6 +98,17 @@ def gold_class_f1(predictions: Sequence[str], answers: Answers) -> dict[str, flo
   return {'class_f1': 100.0 * float(value)}
 
 
+def all_class_f1(predictions: Sequence[str], answers: Answers) -> dict[str, float]:
+  """Returns the mean F1 over the classes that occur among predictions and first answers.
+
+  Classes are exact texts; each prediction that is no answer of any row adds a class with F1 0.
+  """
+  from sklearn import metrics as sklearn_metrics
+  value = sklearn_metrics.f1_score(_first(answers), list(predictions), average='macro',
+                                   zero_division=0.0)
+  return {'class_f1': 100.0 * float(value)}
+
+
 def acceptable_matthews(predictions: Sequence[str], answers: Answers) -> dict[str, float]:
   """Returns 100 times Matthews' correlation of being 'acceptable'; any other text is not."""
   given, wanted = ([str(text == 'acceptable') for text in texts]
@@ -114,7 +125,20 @@ def strict_pearson(predictions: Sequence[str], answers: Answers) -> dict[str, fl
   return metrics.pearson_corrcoef(predictions, _first(answers))
 
 
+def lenient_pearson(predictions: Sequence[str], answers: Answers) -> dict[str, float]:
+  """Returns 100 times Pearson's correlation; a prediction that is no number counts as 3."""
+  return metrics.pearson_corrcoef([_number_or(text, 3.0) for text in predictions], _first(answers))
+
+
+def _number_or(text: str, other: float) -> float:
+  try:
+    return float(text)
+  except ValueError:
+    return other
+
+
 ANSWER_METRICS: Mapping[str, metrics.Metric] = MappingProxyType({
     'answer_accuracy': answer_accuracy, 'answer_em': answer_em, 'answer_f1': answer_f1,
     'answer_rouge_l': answer_rouge_l, 'gold_class_f1': gold_class_f1,
-    'acceptable_matthews': acceptable_matthews, 'strict_pearson': strict_pearson})
+    'all_class_f1': all_class_f1, 'acceptable_matthews': acceptable_matthews,
+    'strict_pearson': strict_pearson, 'lenient_pearson': lenient_pearson})

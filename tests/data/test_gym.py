@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from pemt_jax.data import gym, tasks_gym, templates_gym
+from pemt_jax.data import gym, gym_table, tasks_gym, templates_gym
 from pemt_jax.data.datasets import DataConfig, load_all_splits, load_task
 from pemt_jax.data.tasks import TASKS, get_task
 from pemt_jax.data.tasks_base import GYM_TESTS, GymRule, SPLITS
@@ -33,7 +33,8 @@ def _texts(data):
 
 
 def test_tables_name_only_known_parts():
-  assert len(tasks_gym.QUAN_TASKS) == 51 and len(tasks_gym.QA_TASKS) == 32
+  assert [len(names) for names in (tasks_gym.GYM_TASKS, tasks_gym.QUAN_TASKS, tasks_gym.QA_TASKS)
+          ] == [160, 51, 32]
   assert {name: len(members) for name, members in tasks_gym.TASK_FAMILIES.items()} == {
       'machine_reading_comprehension': 3, 'multiple_choice_qa': 19, 'binary': 2,
       'long_form_qa': 3, 'closed_book_qa': 5}
@@ -46,13 +47,13 @@ def test_tables_name_only_known_parts():
 
 
 def test_names_of_the_gym_never_hide_those_of_other_tasks():
-  for name in tasks_gym.QUAN_TASKS:
+  for name in tasks_gym.GYM_TASKS:
     title, = tasks_gym.published_names((name,))
     assert name == f'crossfit/{title}' and name not in TASKS
   assert get_task('glue-mrpc').template is not get_task('crossfit/glue-mrpc').template
   assert _message(get_task, 'crossfit/glue-mrpx') == (
       "there is no task 'crossfit/glue-mrpx'; close names are crossfit/glue-mrpc, "
-      'crossfit/glue-qqp, crossfit/superglue-copa.')
+      'crossfit/glue-rte, crossfit/glue-qqp.')
 
 
 @hypothesis.given(WORDS, st.integers(1, 6), st.integers(0, 2**32 - 1))
@@ -91,15 +92,15 @@ def test_draws_are_those_of_the_legacy_shuffle():
   assert gym.shuffled(9, 13) == rows
 
 
-@hypothesis.given(st.integers(0, 60), st.sampled_from(['last_fifth', 'next_rows']))
+@hypothesis.given(st.integers(0, 60), st.sampled_from(['last_share', 'next_rows']))
 def test_pool_and_test_of_one_split_share_no_row(count, test):
   pool, rest = gym.pool_and_test(GymRule('text', 'x', test, (20, 10)), count, None)
   assert not set(pool) & set(rest)
-  assert len(pool) == (int(0.8 * count) if test == 'last_fifth' else min(count, 20))
+  assert len(pool) == (int(0.8 * count) if test == 'last_share' else min(count, 20))
 
 
 def test_a_tenth_of_the_test_split_is_kept():
-  pool, rest = gym.pool_and_test(GymRule('text', 'x', 'first_tenth'), 3, 25)
+  pool, rest = gym.pool_and_test(GymRule('text', 'x', 'first_share', share=0.1), 3, 25)
   assert pool == [0, 1, 2] and rest == gym.shuffled(25, 42)[:2]
 
 
@@ -218,9 +219,13 @@ def test_the_table_of_the_documentation_is_that_of_the_code(repo_root):
   lines = (repo_root / 'docs' / 'data.md').read_text(encoding='utf-8').splitlines()
   stated = [[cell.strip() for cell in line.strip('|').split('|')]
             for line in lines if line.startswith('| crossfit/')]
-  parts = {'split': '{test}', 'last_fifth': 'last fifth of {train}',
-           'first_tenth': 'first tenth of {test}', 'next_rows': 'rows behind the pool'}
+  parts = {'split': '{test}', 'last_share': 'last {share:.0%} of {train}',
+           'first_share': 'first {share:.0%} of {test}', 'next_rows': 'rows behind the pool'}
+  entries = gym_table.entries()
   assert stated == [
-      [task.name, task.gym.family, 'k for each label' if task.gym.kind == 'classification' else 'k',
-       parts[task.gym.test].format(**task.splits), task.gym.official_test or '-', task.metrics[0]]
-      for task in tasks_gym.GYM_TASKS.values()]
+      [task.name, '{0.category}: {0.group}'.format(entries[title]),
+       'k for each label' if task.gym.kind == 'classification' else 'k',
+       parts[task.gym.test].format(share=task.gym.share, **task.splits),
+       task.gym.official_test or '-', task.metrics[0], entries[title].part]
+      for title, task in ((gym.title_of(name), task)
+                          for name, task in sorted(tasks_gym.GYM_TASKS.items()))]
