@@ -18,6 +18,7 @@ from pemt_jax.methods import (
     propetl, propetl_roberta, subspace)
 from pemt_jax.methods.base import (
     FROZEN, Auxiliary, Expand, FirstValues, Method, Observe, as_initialised, joined)
+from pemt_jax.methods.language_modelling import tuned_by
 from pemt_jax.models.sites import Plan
 from pemt_jax.models.t5_config import T5Config
 
@@ -83,7 +84,7 @@ def names_of(stage: str) -> tuple[str, ...]:
   Raises:
     UserError: a name stands twice.
   """
-  names = tuple(stage.split(JOINT))
+  names = tuple(tuned_by(stage).split(JOINT))
   if any(name not in ZOO for name in names):
     return ()
   if len(set(names)) != len(names):
