@@ -234,7 +234,8 @@ class Embedding(nn.Module):
     features: of a row.
     stddev: of the first table.
     axis: logical name of the rows.
-    plan: rules for the table itself; an operation without input makes it.
+    plan: rules for the table itself; an operation without input makes it, and its auxiliaries are
+      left out.
   """
 
   rows: int

@@ -32,6 +32,11 @@ RULES: Rules = (
     ('expert', 'expert'),
     ('layer', None),
     ('rank', None),
+    # The two ranks of a central core, and its two dimensions of the matrix.
+    ('mpo_left', 'fsdp'),
+    ('mpo_right', 'tensor'),
+    ('mpo_in', None),
+    ('mpo_out', None),
     ('member', None),  # experts or terms inside of one delta
     ('kronecker_in', None),
     ('kronecker_out', None),
