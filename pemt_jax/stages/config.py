@@ -114,10 +114,11 @@ def base_config(stage: str) -> mlc.ConfigDict:
   _require_stage(stage)
   config = mlc.ConfigDict()
   config.stage = stage
-  # Replicas: one for every task x start x seed x learning rate.
+  # Replicas: one for every task x start x seed x learning rate x batch size.
   config.tasks = ()               # task names
   config.seeds = (42,)            # >= 0; initialisation, dropout, data order
   config.learning_rates = ()      # peak rates; () takes train.learning_rate
+  config.batch_sizes = ()         # rows per step; () takes data.batch_size
   config.mixture = _mixture_fields()
   config.together = True          # train all replicas in one program; False: one after the other
   config.frozen_seed = 0          # of deltas that stay at their random start

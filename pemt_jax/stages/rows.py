@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import pathlib
@@ -58,7 +59,7 @@ class ReplicaSpec:
 
 
 def replica_specs(config: mlc.ConfigDict) -> tuple[ReplicaSpec, ...]:
-  """Returns task x start x seed x learning rate; names carry only what differs.
+  """Returns task x start x seed x learning rate x batch size; names carry only what differs.
 
   Raises:
     UserError: no task, an unknown task, a start that is no expert, a replica that is given twice,
@@ -83,28 +84,40 @@ def _specs_of(config: mlc.ConfigDict, task: str) -> list[ReplicaSpec]:
   rates, own, specs = tuple(config.learning_rates) or (None,), for_task(config, task), []
   starts = [(pathlib.Path(start).name, start_folder(start, task))
             for start in config.starts] or [('', None)]
-  for (label, start), seed, rate in itertools.product(starts, config.seeds, rates):
+  sizes = tuple(config.batch_sizes) or (None,)
+  for (label, start), seed, rate, rows in itertools.product(starts, config.seeds, rates, sizes):
     name = task.replace('/', '-')
     name += f'-from-{label}' if len(starts) > 1 else ''
     name += f'-seed{seed}' if len(config.seeds) > 1 else ''
     name += f'-lr{rate:g}' if len(rates) > 1 else ''
-    specs.append(ReplicaSpec(name, task, seed, rate, start, own))
+    name += f'-rows{rows}' if len(sizes) > 1 else ''
+    specs.append(ReplicaSpec(name, task, seed, rate, start, _with_rows(own, rows)))
   return specs
+
+
+def _with_rows(config: mlc.ConfigDict, rows: int | None) -> mlc.ConfigDict:
+  """The config with a batch size; itself where that is None."""
+  if rows is None:
+    return config
+  changed = copy.deepcopy(config)
+  changed.data.batch_size = rows
+  return changed
 
 
 def _mixtures(config: mlc.ConfigDict, specs: list[list[ReplicaSpec]]) -> list[ReplicaSpec]:
   """Replicas that train on all tasks; each has one of every task's replicas as parts."""
   mixing_of(config)
   one_of('config.mixture.average', config.mixture.average, ('tasks', 'values'))
-  found = []
-  for parts in zip(*specs, strict=True):
+  found, sizes = [], tuple(config.batch_sizes) or (None,)
+  for number, parts in enumerate(zip(*specs, strict=True)):
     for part in parts:
       if part.config.train != config.train:
         raise UserError(f'per_task.{part.task} changes train, which the tasks of a mixture share;'
                         ' let it change data only.')
     first = parts[0]
     name = MIXTURE + first.name.removeprefix(first.task.replace('/', '-'))
-    found.append(dataclasses.replace(first, name=name, config=config, parts=parts))
+    own = _with_rows(config, sizes[number % len(sizes)])
+    found.append(dataclasses.replace(first, name=name, config=own, parts=parts))
   return found
 
 
@@ -164,8 +177,9 @@ class RowStore:
     self._tokens: dict[Any, pipeline.BatchSource] = {}
 
   def _key(self, spec: ReplicaSpec, split: str) -> tuple[Any, ...]:
-    seed = spec.seed if split == 'train' and spec.config.few_shot_by_seed else None
-    return spec.task, split, seed
+    # The draws of a gym task have validation rows of their own; they share the test rows.
+    drawn = split == 'train' or split == 'validation' and get_task(spec.task).gym is not None
+    return spec.task, split, spec.seed if drawn and spec.config.few_shot_by_seed else None
 
   def examples(self, spec: ReplicaSpec, split: str) -> TaskData:
     """Examples of a split; those of all parts of a mixture, under the first task.
