@@ -1,7 +1,7 @@
 """Layers as experts: copies of a whole layer, mixed by routes of tasks (Ye et al. 2022, section 3).
 
-A rule at `encoder/layer` or `decoder/layer` makes the copies (`models.layer_experts`). The routes of
-all layers come from one router on a vector of the task, or from what the paper compares it with.
+A rule at `encoder/layer` or `decoder/layer` makes the copies (`models.layer_experts`). The routes
+of all layers come from one router on a vector of the task, or from what the paper compares it with.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class LayerExperts(Delta):
     source: one of `SOURCES`. 'gate' reads the layer's input as PEMT's gates do.
     mode: how routes follow from logits, one of `routes.MODES`.
     form: how the copies run, one of `models.layer_experts.FORMS`.
+    temperature: first value of what divides the logits.
     vector_stddev: of the first task vectors.
     noisy_evaluation: draw Gumbel noise (with a fixed key) where there is no random key, as the
       original does at evaluation.
@@ -61,6 +62,7 @@ class LayerExperts(Delta):
   source: str = 'router'
   mode: str = 'gumbel_softmax_st'
   form: str = 'mixed'
+  temperature: float = 1.0
   vector_stddev: float = 1.0
   noisy_evaluation: bool = False
   epsilon: float = 0.0
@@ -110,7 +112,7 @@ class LayerExperts(Delta):
                                 normal_init(self.vector_stddev))
     else:
       return {}
-    return found | {'temperature': constant((), (), 1.0),
+    return found | {'temperature': constant((), (), self.temperature),
                     'closed': constant(*experts, jnp.zeros(experts[0]))}
 
   def logits(self, model: Values, task_ids: jax.Array, key: jax.Array | None = None) -> jax.Array:

@@ -78,6 +78,9 @@ class Method:
     next_constants: (constants, step) -> constants after `step` updates, such as a temperature that
       falls; None keeps them.
     transform_gradients: (gradients, key, step) -> gradients before clipping, or None.
+    transform_clipped: the same behind clipping.
+    prediction: plan of evaluation and prediction, whose batches have one task each; it has the
+      parameters of `plan`, which stands for it where it is None.
   """
 
   name: str
@@ -90,6 +93,8 @@ class Method:
   first_values: FirstValues = as_initialised
   next_constants: Callable[[Tree, jax.Array], Tree] | None = None
   transform_gradients: Callable[[Tree, jax.Array, jax.Array], Tree] | None = None
+  transform_clipped: Callable[[Tree, jax.Array, jax.Array], Tree] | None = None
+  prediction: Plan | None = None
 
   def variables(self, tuned: Tree, frozen: Tree, constants: Tree) -> Tree:
     """What the model is applied to."""

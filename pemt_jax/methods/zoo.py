@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from pemt_jax.errors import UserError
 from pemt_jax.methods import (
-    adamix, adapters, attempt, baselines, bitfit, hyperformer, ia3, low_rank, mixda, prefixes,
+    adamix, adapters, attempt, baselines, bitfit, hyperformer, ia3, low_rank, mixda, mpo, prefixes,
     propetl, propetl_roberta, subspace)
 from pemt_jax.methods.base import (
     FROZEN, Auxiliary, Expand, FirstValues, Method, Observe, as_initialised, joined)
@@ -72,6 +72,7 @@ ZOO: dict[str, Entry] = {
     'meta_adapter': Entry(hyperformer.HyperOptions, hyperformer.meta_adapter),
     'hyperformer': Entry(hyperformer.HyperOptions, hyperformer.hyperformer),
     'hyperformer_pp': Entry(hyperformer.HyperOptions, hyperformer.hyperformer_pp),
+    mpo.NAME: Entry(mpo.MPOOptions, mpo.mpo),
     'prefix': Entry(prefixes.PrefixOptions, prefixes.prefix),
     'prefix_kv': Entry(prefixes.KeyValuePrefixOptions, prefixes.prefix_kv),
     'intrinsic_prefix': Entry(prefixes.IntrinsicPrefixOptions, prefixes.intrinsic_prefix),
@@ -144,7 +145,8 @@ def combine(name: str, methods: Sequence[Method]) -> Method:
                 _after([m.expand for m in methods]),
                 _in_turn([m.first_values for m in methods]),
                 _chain([m.next_constants for m in methods]),
-                _chain([m.transform_gradients for m in methods]))
+                _chain([m.transform_gradients for m in methods]),
+                _chain([m.transform_clipped for m in methods]), _prediction(methods))
 
 
 def _sum(parts: Sequence[Auxiliary]) -> Auxiliary:
@@ -179,6 +181,13 @@ def _after(parts: Sequence[Expand]) -> Expand:
     return tuned
 
   return expand
+
+
+def _prediction(methods: Sequence[Method]) -> Plan | None:
+  if all(method.prediction is None for method in methods):
+    return None
+  plans = [method.prediction or method.plan for method in methods]
+  return Plan(tuple(rule for plan in plans for rule in plan.rules))
 
 
 def _chain(parts: Sequence[Callable[..., Any] | None]) -> Callable[..., Any] | None:

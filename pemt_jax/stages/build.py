@@ -155,6 +155,7 @@ class Stage:
         steps_per_epoch=lambda replica: self.store.steps_per_epoch(by_name(replica)),
         stack=stack_batches, rules=self.method.tuned,
         transform_gradients=self.method.transform_gradients,
+        transform_clipped=self.method.transform_clipped,
         next_constants=self.method.next_constants)
 
 

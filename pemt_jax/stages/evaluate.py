@@ -30,6 +30,9 @@ def make_predict(model: T5, method: Method, options: GenerationConfig) -> Callab
   All leaves but those of `frozen` have a leading [replica] axis; tokens are [replica, batch,
   max_length]. The encoder runs once for loss and decoding.
   """
+  if method.prediction is not None:
+    model = model.clone(plan=method.prediction)
+
   def predict(tuned: Tree, frozen: Tree, constants: Tree, batch: dict[str, jax.Array],
               axis: str | None):
     variables = method.variables(tuned, frozen, constants)

@@ -47,6 +47,7 @@ def default_train_config() -> mlc.ConfigDict:
   config.row_axes = ()           # ((path pattern, n), ...): the first n axes are separate tensors
   config.clip_norm = 1.0         # largest global gradient norm, >= 0; 0 does not clip
   config.accumulate = 1          # microbatches per batch, >= 1, a divisor of the batch size
+  config.accumulation = 'mean'   # 'mean' | 'sum' of the gradients of microbatches
   # Evaluation, selection, early stop.
   config.eval_every = _steps_or_word('epoch')  # 'epoch' | 'never' | updates, >= 1
   config.metric = 'average'      # name in the evaluation that selects the best step; '' = the last
@@ -97,7 +98,7 @@ def check_train_config(config: mlc.ConfigDict) -> None:
   words = {
       'optimizer': tuple(optimisers.OPTIMISERS), 'schedule': tuple(schedules.SCHEDULES),
       'counters': optimisers.COUNTERS, 'reduction': REDUCTIONS,
-      'progress': ('auto', 'always', 'never'),
+      'progress': ('auto', 'always', 'never'), 'accumulation': ('mean', 'sum'),
   }
   for name, allowed in words.items():
     if config[name] not in allowed:

@@ -81,6 +81,7 @@ class Experiment:
     count_tokens: batch of one replica -> number of non-padding tokens.
     rules: (path pattern, learning-rate group or 'frozen') as given to `rules.split_params`.
     transform_gradients: see `step.StepOptions`.
+    transform_clipped: see `step.StepOptions`.
     next_constants: see `step.StepOptions`.
     shardings: RunState -> `step.StepShardings`, or None for the default placement.
     spmd_axis_name: mesh axis of the replica axis; such a run keeps finished replicas in the state.
@@ -98,6 +99,7 @@ class Experiment:
   count_tokens: Callable[[Batch], int] = count_tokens
   rules: rules_lib.Rules = rules_lib.EVERYTHING
   transform_gradients: Callable[..., Any] | None = None
+  transform_clipped: Callable[..., Any] | None = None
   next_constants: Callable[..., Any] | None = None
   shardings: Callable[..., Any] | None = None
   spmd_axis_name: str | None = None

@@ -78,9 +78,10 @@ class Run:
     return step_lib.make_train_step(
         self.experiment.loss_fn, self.tx,
         schedules.make_schedule(self.options, self.experiment.rules),
-        step_lib.StepOptions(self.options.clip_norm, self.options.accumulate,
-                             self.experiment.transform_gradients, self.experiment.next_constants,
-                             self.experiment.spmd_axis_name), shardings)
+        step_lib.StepOptions(
+            self.options.clip_norm, self.options.accumulate, self.options.accumulation == 'sum',
+            self.experiment.transform_gradients, self.experiment.transform_clipped,
+            self.experiment.next_constants, self.experiment.spmd_axis_name), shardings)
 
   def _template(self, record: checkpoints.Record) -> state_lib.RunState:
     checkpoints.require_same_replicas(record, list(self.replicas), self.workdir)

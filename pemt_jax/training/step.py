@@ -22,7 +22,9 @@ class StepOptions:
   Attributes:
     clip_norm: largest global gradient norm, > 0; None or 0 does not clip.
     accumulate: microbatches that each batch is cut into, >= 1; rows must be a multiple of it.
+    summed: gradients of microbatches are summed, not averaged by their weights.
     transform_gradients: (grads, key, step) -> grads of one replica, before clipping.
+    transform_clipped: the same behind clipping.
     next_constants: (constants, step) -> constants of one replica for the next step; `step` counts
       the updates made, this one included.
     spmd_axis_name: mesh axis that the replica axis is sharded over.
@@ -30,7 +32,9 @@ class StepOptions:
 
   clip_norm: float | None = 1.0
   accumulate: int = 1
+  summed: bool = False
   transform_gradients: Callable[[Any, jax.Array, jax.Array], Any] | None = None
+  transform_clipped: Callable[[Any, jax.Array, jax.Array], Any] | None = None
   next_constants: Callable[[Any, jax.Array], Any] | None = None
   spmd_axis_name: str | None = None
 
@@ -84,7 +88,8 @@ def _cut(batch: Any, parts: int) -> Any:
 
 
 def loss_and_gradients(loss_fn: Callable[..., Any], tuned: Any, rest: tuple[Any, ...], batch: Any,
-                       key: jax.Array, parts: int) -> tuple[jax.Array, dict[str, jax.Array], Any]:
+                       key: jax.Array, parts: int,
+                       summed: bool = False) -> tuple[jax.Array, dict[str, jax.Array], Any]:
   """Differentiates the loss of one batch, in `parts` microbatches one after the other.
 
   A microbatch counts by metrics['weight'] (for example its number of target tokens; 1 if absent),
@@ -97,6 +102,7 @@ def loss_and_gradients(loss_fn: Callable[..., Any], tuned: Any, rest: tuple[Any,
     batch: dict of [batch, ...] arrays.
     key: key of this step.
     parts: number of microbatches, >= 1.
+    summed: add the gradients of microbatches up, each with weight 1; the loss stays a mean.
 
   Returns:
     (loss [], metrics, gradients).
@@ -111,14 +117,15 @@ def loss_and_gradients(loss_fn: Callable[..., Any], tuned: Any, rest: tuple[Any,
     (loss, metrics), grads = value_and_grad(tuned, *rest, rows, jax.random.fold_in(key, index))
     metrics = {'weight': jnp.ones((), jnp.float32), **metrics, 'loss': loss}
     weight = metrics['weight'].astype(jnp.float32)
-    return jax.tree.map(lambda t, g: t + weight * g, total, grads), metrics
+    factor = 1.0 if summed else weight
+    return jax.tree.map(lambda t, g: t + factor * g, total, grads), metrics
 
   zeros = jax.tree.map(jnp.zeros_like, tuned)
   grads, metrics = jax.lax.scan(body, zeros, (jnp.arange(parts), _cut(batch, parts)))
   weights = metrics.pop('weight').astype(jnp.float32)
   total = jnp.maximum(weights.sum(), jnp.finfo(jnp.float32).tiny)
   means = jax.tree.map(lambda m: jnp.tensordot(weights, m.astype(jnp.float32), 1) / total, metrics)
-  grads = jax.tree.map(lambda g: g / total, grads)
+  grads = grads if summed else jax.tree.map(lambda g: g / total, grads)
   return means.pop('loss'), {**means, 'weight': weights.sum()}, grads
 
 
@@ -144,10 +151,13 @@ def make_train_step(loss_fn: Callable[..., Any], tx: optax.GradientTransformatio
     live = mine.active & (step < rates.total) & (mine.first_bad_step < 0)
     key = jax.random.fold_in(jax.random.wrap_key_data(mine.key), step)
     loss, metrics, grads = loss_and_gradients(
-        loss_fn, mine.tuned, (frozen, mine.constants), batch, key, options.accumulate)
+        loss_fn, mine.tuned, (frozen, mine.constants), batch, key, options.accumulate,
+        options.summed)
     if options.transform_gradients:
       grads = options.transform_gradients(grads, key, step)
     grads, norm = optimisers.clip_by_global_norm(grads, options.clip_norm)
+    if options.transform_clipped:
+      grads = options.transform_clipped(grads, key, step)
     rate = schedule(step, rates.peak, rates.warmup, rates.total)
     updates, moments = tx.update(grads, mine.moments, mine.tuned, learning_rate=rate)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)

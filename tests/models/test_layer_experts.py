@@ -112,8 +112,8 @@ def test_the_gathered_form_is_the_mixed_one_at_less_cost(mixed):
   flops = {}
   for name, found, values in (
       ('plain', T5(tiny.CONFIG, compute=unrolled), {'params': PLAIN}),
-      ('one', model_of(compute=unrolled, source='table', mode='softmax', form='one_task'), variables),
-      ('mixed', model_of(compute=unrolled, source='table', mode='softmax'), variables)):
+      ('one', model_of(None, unrolled, source='table', mode='softmax', form='one_task'), variables),
+      ('mixed', model_of(None, unrolled, source='table', mode='softmax'), variables)):
     batch = tiny.make_batch(4, 64, 32)
     arguments = [batch[key] for key in ('inputs', 'inputs_mask', 'targets', 'targets_mask')]
     compiled = jax.jit(found.apply).lower(values, *arguments, jnp.zeros(4, jnp.int32)).compile()

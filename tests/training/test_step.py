@@ -135,6 +135,25 @@ def test_hooks_change_gradients_and_constants():
   np.testing.assert_allclose(state.constants['rate'], [0.5, 0.5])
 
 
+def test_a_hook_behind_clipping_sees_clipped_gradients():
+  step, tx = make_step(clip_norm=1e-6, transform_clipped=lambda grads, key, at: jax.tree.map(
+      lambda g: jnp.where(jnp.abs(g) <= 1e-6, 0.0, 1e3), grads))
+  state = make_state('ab', tx)
+  before = jax.tree.map(np.array, state.tuned)
+  state, _ = step(state, FROZEN, make_batch(2), make_rates([9, 9]))
+  jax.tree.map(np.testing.assert_array_equal, before, state.tuned)
+
+
+def test_summed_microbatches_are_the_sum_of_their_gradients():
+  loss_fn = lambda w, frozen, constants, batch, key: (
+      jnp.sum(w * batch['x']), {'weight': jnp.sum(batch['x'])})
+  batch = {'x': jnp.arange(1.0, 5.0)}
+  run = lambda parts, summed: step_lib.loss_and_gradients(
+      loss_fn, jnp.float32(2.0), ({}, {}), batch, jax.random.key(0), parts, summed)[2]
+  np.testing.assert_allclose(run(2, True), run(1, False))
+  assert float(run(2, False)) < 0.7 * float(run(2, True))
+
+
 def test_keys_depend_on_the_name_only():
   np.testing.assert_array_equal(state_lib.replica_key('rte', 3), state_lib.replica_key('rte', 3))
   keys = [state_lib.replica_key(name, seed) for name, seed in (('rte', 3), ('cb', 3), ('rte', 4))]
