@@ -1,0 +1,295 @@
+"""Tokens grouped by expert, and products of each group with the matrix of its expert.
+
+A token has a few choices of experts; a choice may be of none (the number of experts, one past the
+last), and then it gives zeros. Shapes are static, all forms give the same values and gradients, and
+cost follows tokens but where `batched` pads:
+
+| form | rows | products |
+|---|---|---|
+| `sorted` | sorted by expert | CPU: chunk by chunk of each group; elsewhere `ragged_dot` |
+| `ragged` | sorted by expert | `jax.lax.ragged_dot` |
+| `gathered` | as the choices stand | every row reads a matrix of its own: for few tokens |
+| `batched` | [group, expert, capacity] | one batched product, sharded along `expert` |
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+FORMS = ('auto', 'sorted', 'ragged', 'gathered', 'batched')
+LARGEST_CHUNK, SMALLEST_CHUNK = 128, 32  # rows of one product on a CPU
+# Logical axes of [group, expert, capacity, features] before and behind the exchange of tokens.
+_SENT = ('act_group', None, None, 'act_embed')
+_RECEIVED = ('act_batch', 'act_expert', None, 'act_embed')
+
+
+@jax.custom_vjp
+def take_rows(x: jax.Array, index: jax.Array, inverse: jax.Array) -> jax.Array:
+  """x[index], zeros where the index is out of range; the gradient gathers too.
+
+  Args:
+    x: [rows, features].
+    index: [...] rows of x, each at most once.
+    inverse: [rows] flat position in `index` of each row of x, out of range where it has none.
+  """
+  del inverse
+  return x.at[index].get(mode='fill', fill_value=0)
+
+
+def _take_forward(x, index, inverse):
+  return take_rows(x, index, inverse), (index, inverse)
+
+
+def _take_backward(saved, y):
+  index, inverse = saved
+  return take_rows(y.reshape(-1, y.shape[-1]), inverse, index.reshape(-1)), None, None
+
+
+take_rows.defvjp(_take_forward, _take_backward)
+
+
+def _sort(chosen, experts, priority=None):
+  """(order, place, sizes) of choices [choice]: sorted by expert, then by priority or position."""
+  keys = (chosen,) if priority is None else (priority, chosen)
+  order = jnp.lexsort(keys)
+  place = jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype))
+  return order, place, jnp.sum(chosen[:, None] == jnp.arange(experts), axis=0)
+
+
+def ranks(chosen: jax.Array, experts: int, priority: jax.Array | None = None) -> jax.Array:
+  """How many choices of the same expert and group come before each choice.
+
+  Args:
+    chosen: [group, choice] expert, `experts` for none.
+    experts: number of experts.
+    priority: like `chosen`, lower ones first; None goes by position.
+
+  Returns:
+    int32 like `chosen`.
+  """
+  def one(chosen, priority):
+    _, place, sizes = _sort(chosen, experts, priority)
+    starts = jnp.concatenate([jnp.zeros(1, sizes.dtype), jnp.cumsum(sizes)])
+    return (place - starts[chosen]).astype(jnp.int32)
+
+  return jax.vmap(one, in_axes=(0, None if priority is None else 0))(chosen, priority)
+
+
+def _chunk_of(rows, experts):
+  """Rows of one product: half of a group of mean size, so that little is computed twice."""
+  wanted = 2 ** math.ceil(math.log2(max(rows / (2 * experts), 1)))
+  return min(max(wanted, SMALLEST_CHUNK), LARGEST_CHUNK, rows)
+
+
+def _over_chunks(sizes, chunk, work, found):
+  """Runs over the chunks of all groups, the groups in order.
+
+  Args:
+    sizes: [expert] rows of each group.
+    chunk: rows that a step reads.
+    work: (begin, step, end): (expert, found) -> state, (first row, stop of the group, state) ->
+      state, (expert, found, state) -> found.
+    found: what is carried from group to group.
+  """
+  begin, step, end = work
+  stops = jnp.cumsum(sizes)
+
+  def group(expert, found):
+    stop = stops[expert]
+    advance = lambda carry: (carry[0] + chunk, step(carry[0], stop, carry[1]))
+    _, state = jax.lax.while_loop(lambda carry: carry[0] < stop, advance,
+                                  (stop - sizes[expert], begin(expert, found)))
+    return end(expert, found, state)
+
+  return jax.lax.fori_loop(0, sizes.size, group, found)
+
+
+def _chunked_product(chunk, x, kernels, sizes):
+  """x [rows, in] with a chunk of free rows at the end, kernels [expert, in, out] -> [rows, out].
+
+  A chunk may reach into the next group, which then overwrites those rows.
+  """
+  @jax.custom_batching.sequential_vmap
+  def run(x, kernels, sizes):
+    begin = lambda expert, y: (jax.lax.dynamic_index_in_dim(kernels, expert, 0, False), y)
+
+    def step(first, _, state):
+      kernel, y = state
+      part = jax.lax.dynamic_slice_in_dim(x, first, chunk) @ kernel
+      return kernel, jax.lax.dynamic_update_slice_in_dim(y, part, first, 0)
+
+    work = begin, step, lambda expert, y, state: state[1]
+    return _over_chunks(sizes, chunk, work, jnp.zeros((x.shape[0], kernels.shape[2]), x.dtype))
+
+  return run(x, kernels, sizes)
+
+
+def _chunked_outer(chunk, x, y, sizes):
+  """Gradient [expert, in, out] of the kernels from inputs [rows, in], gradients [rows, out]."""
+  @jax.custom_batching.sequential_vmap
+  def run(x, y, sizes):
+    def step(first, stop, total):
+      own = (first + jnp.arange(chunk) < stop)[:, None]
+      a, b = (jax.lax.dynamic_slice_in_dim(rows, first, chunk) for rows in (x, y))
+      return total + jnp.matmul(jnp.where(own, a, 0).T, b, preferred_element_type=jnp.float32)
+
+    work = (lambda expert, found: jnp.zeros(found.shape[1:], found.dtype), step,
+            lambda expert, found, total: found.at[expert].set(total))
+    found = jnp.zeros((sizes.size, x.shape[1], y.shape[1]), jnp.float32)
+    return _over_chunks(sizes, chunk, work, found).astype(x.dtype)
+
+  return run(x, y, sizes)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(chunk, x, kernels, sizes):
+  """Product of each group, by platform."""
+  return jax.lax.platform_dependent(
+      x, kernels, sizes, cpu=functools.partial(_chunked_product, chunk),
+      default=jax.lax.ragged_dot)
+
+
+def _product_forward(chunk, x, kernels, sizes):
+  return _product(chunk, x, kernels, sizes), (x, kernels, sizes)
+
+
+def _product_backward(chunk, saved, y):
+  def on_cpu(x, kernels, sizes, y):
+    return (_chunked_product(chunk, y, kernels.swapaxes(1, 2), sizes),
+            _chunked_outer(chunk, x, y, sizes))
+
+  def elsewhere(x, kernels, sizes, y):
+    return jax.vjp(lambda x, kernels: jax.lax.ragged_dot(x, kernels, sizes), x, kernels)[1](y)
+
+  return (*jax.lax.platform_dependent(*saved, y, cpu=on_cpu, default=elsewhere), None)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+@flax.struct.dataclass
+class Groups:
+  """Where the choices of tokens stand among the rows that experts read.
+
+  Attributes:
+    chosen: [group, token, choice] expert, `experts` for none.
+    index: rows' places among all choices; `batched`: [group, expert, capacity] among those of the
+      group; out of range for a row without a choice.
+    inverse: [group, token, choice] its row; `batched`: its row in [expert * capacity].
+    sizes: [expert] number of choices.
+    form: one of FORMS, not 'auto'.
+    chunk: rows of one product of `sorted`.
+  """
+
+  chosen: jax.Array
+  index: jax.Array
+  inverse: jax.Array
+  sizes: jax.Array
+  form: str = flax.struct.field(pytree_node=False)
+  chunk: int = flax.struct.field(pytree_node=False, default=0)
+
+  @property
+  def experts(self) -> int:
+    """Number of experts."""
+    return self.sizes.size
+
+  def rows(self, x: jax.Array) -> jax.Array:
+    """Features of all tokens, the same for its choices or not, -> rows of features.
+
+    Args:
+      x: [..., features], in the order of [group, token] or of [group, token, choice].
+    """
+    groups, tokens, choices = self.chosen.shape
+    x = x.reshape(groups, tokens, -1, x.shape[-1])
+    x = jnp.broadcast_to(x, (groups, tokens, choices, x.shape[-1]))
+    if self.form == 'gathered':
+      return x.reshape(-1, x.shape[-1])
+    if self.form != 'batched':
+      return take_rows(x.reshape(-1, x.shape[-1]), self.index, self.inverse.reshape(-1))
+    x = nn.with_logical_constraint(x.reshape(groups, tokens * choices, -1),
+                                   ('act_group', None, 'act_embed'))
+    rows = jax.vmap(take_rows)(x, self.index, self.inverse.reshape(groups, -1))
+    return nn.with_logical_constraint(nn.with_logical_constraint(rows, _SENT), _RECEIVED)
+
+  def product(self, rows: jax.Array, kernels: jax.Array) -> jax.Array:
+    """Rows of `in` and kernels [expert, in, out] -> rows of `out`."""
+    if self.form == 'batched':
+      return jnp.einsum('gecd,edf->gecf', rows, kernels)
+    if self.form == 'gathered':
+      return jnp.einsum('rd,rdf->rf', rows, self.spread(kernels))
+    if self.form == 'ragged':
+      return jax.lax.ragged_dot(rows, kernels, self.sizes)
+    return _product(self.chunk, rows, kernels, self.sizes)
+
+  def spread(self, vectors: jax.Array) -> jax.Array:
+    """Something of each expert [expert, ...] for each row."""
+    if self.form == 'batched':
+      return vectors[None, :, None]
+    flat = self.chosen.reshape(-1)
+    if self.form != 'gathered':
+      flat = flat.at[self.index].get(mode='fill', fill_value=self.experts)
+    return jnp.take(vectors, flat, axis=0, mode='clip')
+
+  def back(self, rows: jax.Array) -> jax.Array:
+    """Rows of features -> [group, token, choice, features], zeros for choices of no expert."""
+    shape = (*self.chosen.shape, rows.shape[-1])
+    if self.form == 'batched':
+      rows = nn.with_logical_constraint(nn.with_logical_constraint(rows, _RECEIVED), _SENT)
+      groups = shape[0]
+      rows = rows.reshape(groups, -1, shape[-1])
+      y = jax.vmap(take_rows)(rows, self.inverse.reshape(groups, -1),
+                              self.index.reshape(groups, -1))
+    elif self.form == 'gathered':
+      y = rows
+    else:
+      y = take_rows(rows, self.inverse.reshape(-1), self.index)
+    return jnp.where((self.chosen < self.experts)[..., None], y.reshape(shape), 0)
+
+
+def group(chosen: jax.Array, experts: int, form: str = 'auto',
+          capacity: int | None = None) -> Groups:
+  """Groups choices by expert.
+
+  Args:
+    chosen: [group, token, choice] expert, `experts` for none; a token's choices differ.
+    experts: number of experts.
+    form: one of FORMS; 'auto' takes `batched` on a mesh, `gathered` for fewer choices than experts,
+      else `sorted`.
+    capacity: most choices of one expert in a group, for `batched`; None makes room for all. Choices
+      beyond it must be of no expert.
+  """
+  groups, tokens, choices = chosen.shape
+  count = chosen.size
+  if form == 'auto':
+    form = ('batched' if _on_mesh() else 'gathered' if count <= experts else 'sorted')
+  flat = chosen.reshape(-1)
+  if form == 'gathered':
+    places = jnp.arange(count)
+    sizes = jnp.zeros(experts, jnp.int32)
+    return Groups(chosen, places, places.reshape(chosen.shape), sizes, form)
+  if form != 'batched':
+    order, place, sizes = _sort(flat, experts)
+    chunk = _chunk_of(count, experts) if form == 'sorted' else 0
+    order = jnp.concatenate([order, jnp.full(chunk, count, order.dtype)])
+    return Groups(chosen, order, place.reshape(chosen.shape), sizes, form, chunk)
+  capacity = tokens if capacity is None else min(capacity, tokens)
+  own = chosen.reshape(groups, -1)
+  slot = own * capacity + ranks(own, experts)
+  slot = jnp.where(own < experts, slot, experts * capacity)
+  places = jnp.broadcast_to(jnp.arange(tokens * choices), own.shape)
+  empty = jnp.full((groups, experts * capacity), tokens * choices)
+  put = jax.vmap(lambda empty, slot, places: empty.at[slot].set(places, mode='drop'))
+  index = put(empty, slot, places).reshape(groups, experts, capacity)
+  sizes = jnp.zeros(experts, jnp.int32)
+  return Groups(chosen, index, slot.reshape(chosen.shape), sizes, form)
+
+
+def _on_mesh() -> bool:
+  """Whether the program is traced for more than one device."""
+  return math.prod(jax.sharding.get_abstract_mesh().shape.values()) > 1
