@@ -26,6 +26,7 @@ class DataConfig:
     compat_splits: the published splits of multi-task ProPETL: train is the whole train split, also
       where validation rows are cut out of it, and every split without a row limit loses its last
       row.
+    compat_drop_last: every split without a row limit loses its last row, as in HyperFormer, MPOE.
     data_seed: seed of split permutations and row limits.
     few_shot: train rows for each label value (in all, for tasks without labels); None takes all.
     few_shot_per_class: the same for tasks with labels only, in place of `few_shot`.
@@ -59,6 +60,7 @@ class DataConfig:
   split_rule: str = 'published'
   validation_rows: int = 1000
   compat_splits: bool = False
+  compat_drop_last: bool = False
   data_seed: int = 42
   few_shot: int | None = None
   few_shot_per_class: int | None = None

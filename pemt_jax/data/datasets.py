@@ -91,7 +91,8 @@ class _Loader:
     if shots is not None:
       indices = self._few_shot(plan, table, shots)
     limit = config.row_limit(self.task, split)
-    if config.compat_splits and limit is None and shots is None and self._rule(split) != 'file':
+    drops = config.compat_splits or config.compat_drop_last
+    if drops and limit is None and shots is None and self._rule(split) != 'file':
       indices = indices[:-1]
     indices = splits.limit_indices(indices, plan, limit, config.data_seed)
     examples = [example for index in indices for example in self._examples(table, int(index))]
@@ -103,7 +104,7 @@ class _Loader:
         'data_seed': config.data_seed, 'few_shot': shots, 'row_limit': limit,
         'few_shot_seed': None if shots is None else self._few_shot_seed(),
         'template': config.template, 'notes': self._notes(split, plan, shots)}
-        | ({'compat_splits': True} if config.compat_splits else {}))
+        | {name: True for name in ('compat_splits', 'compat_drop_last') if getattr(config, name)})
 
   def _finished(self, split: str, examples: list[Example], rows: str) -> list[Example]:
     if not examples:

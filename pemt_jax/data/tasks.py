@@ -10,6 +10,7 @@ from pemt_jax.data import tasks_glue, tasks_other, tasks_qa, tasks_superglue
 from pemt_jax.data.gym import GYM_PREFIX
 from pemt_jax.data.tasks_base import SPLITS, Task
 from pemt_jax.data.tasks_gym import GYM_TASKS
+from pemt_jax.data.tasks_hyperformer import HYPERFORMER_PREFIX, HYPERFORMER_TASKS
 from pemt_jax.data.tasks_propetl import PROPETL_ALIASES, PROPETL_TASKS
 from pemt_jax.data.tasks_propetl_base import PROPETL_PREFIX
 from pemt_jax.data.templates import Example, Row, RowError, Template
@@ -31,9 +32,10 @@ def get_task(name: str) -> Task:
   """Returns the task called `name`, or one of its aliases.
 
   `playground/...` names are looked up in the playground, `crossfit/...` names in the few-shot gym
-  (some of its names, such as `glue-mrpc`, are other tasks without the prefix), `propetl/...` names
-  among the tasks of multi-task ProPETL; `file/<name>` is a task of the user's own whose rows have
-  the columns `source` and `target` and which is scored by accuracy.
+  (some of its names, such as `glue-mrpc`, are other tasks without the prefix), `propetl/...` and
+  `hyperformer/...` names among the tasks of multi-task ProPETL and of HyperFormer; `file/<name>` is
+  a task of the user's own whose rows have the columns `source` and `target` and which is scored by
+  accuracy.
 
   Raises:
     UserError: there is no such task.
@@ -45,6 +47,8 @@ def get_task(name: str) -> Task:
     return _named(name, GYM_TASKS, {})
   if name.startswith(PROPETL_PREFIX):
     return _named(name, PROPETL_TASKS, PROPETL_ALIASES)
+  if name.startswith(HYPERFORMER_PREFIX):
+    return _named(name, HYPERFORMER_TASKS, {})
   if name.startswith(FILE_PREFIX) and name != FILE_PREFIX:
     return _file_task(name)
   return _named(name, TASKS, _ALIASES)

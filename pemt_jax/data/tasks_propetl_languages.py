@@ -20,14 +20,25 @@ _TREEBANKS = {
     'yue': 'yue_hk'}
 
 
-def _translation(name: str, data: str, pair: str, source: str, target: str,
-                 aliases: tuple[str, ...] = ()) -> Task:
-  """WMT: `Translate X to Y: text`; IWSLT: the text alone."""
+def translation(name: str, data: str, pair: str, source: str, target: str,
+                aliases: tuple[str, ...] = (), plain: bool | None = None) -> Task:
+  """Makes a task that translates.
+
+  Args:
+    name: published name.
+    data: WMT or IWSLT of a year.
+    pair: its languages as the data set names them.
+    source: language of the inputs.
+    target: language of the targets.
+    aliases: other published names.
+    plain: inputs are the text alone, not `Translate X to Y: text`; None: those of IWSLT are.
+  """
   words = f'Translate {_NAMES[source]} to {_NAMES[target]}'
-  text, plain = forms.translated(source), data.startswith('iwslt')
+  text, iwslt = forms.translated(source), data.startswith('iwslt')
+  plain = iwslt if plain is None else plain
   template = forms.texts(text if plain else lambda row: f'{words}: {text(row)}',
                          forms.translated(target))
-  config = f'{data}-{pair}' if plain else pair
+  config = f'{data}-{pair}' if iwslt else pair
   return propetl_task(
       name, template, front=words if plain else None, aliases=aliases, metrics=('bleu',),
       splits=NATURAL, decoding={'max_length': 300, 'num_beams': 4}, hf=(data, config),
@@ -102,18 +113,18 @@ def _speech(language: str) -> Task:
 
 
 TRANSLATION = (
-    _translation('wmt16-ro-en', 'wmt16', 'ro-en', 'ro', 'en'),
-    _translation('wmt15-fr-en', 'wmt15', 'fr-en', 'fr', 'en', ('wmt15_fr-en',)),
-    _translation('wmt18-cs-en', 'wmt18', 'cs-en', 'cs', 'en', ('wmt18_cs-en',)),
-    _translation('wmt18-de-en', 'wmt18', 'de-en', 'de', 'en', ('wmt18_de-en',)),
-    _translation('wmt18-fi-en', 'wmt18', 'fi-en', 'fi', 'en', ('wmt18_fi-en',)),
+    translation('wmt16-ro-en', 'wmt16', 'ro-en', 'ro', 'en'),
+    translation('wmt15-fr-en', 'wmt15', 'fr-en', 'fr', 'en', ('wmt15_fr-en',)),
+    translation('wmt18-cs-en', 'wmt18', 'cs-en', 'cs', 'en', ('wmt18_cs-en',)),
+    translation('wmt18-de-en', 'wmt18', 'de-en', 'de', 'en', ('wmt18_de-en',)),
+    translation('wmt18-fi-en', 'wmt18', 'fi-en', 'fi', 'en', ('wmt18_fi-en',)),
     # Translates from English, whatever the published name says.
-    _translation('wmt14-hi-en', 'wmt14', 'hi-en', 'en', 'hi', ('wmt14_hi-en', 'wmt14-en-hi')),
-    _translation('wmt16-en-ro', 'wmt16', 'ro-en', 'en', 'ro'),
-    _translation('wmt16-en-cs', 'wmt16', 'cs-en', 'en', 'cs', ('wmt16_en-cs',)),
-    _translation('wmt16-en-fi', 'wmt16', 'fi-en', 'en', 'fi'),
-    _translation('iwslt2017-ro-nl', 'iwslt2017', 'ro-nl', 'ro', 'nl'),
-    _translation('iwslt2017-en-nl', 'iwslt2017', 'en-nl', 'en', 'nl'),
+    translation('wmt14-hi-en', 'wmt14', 'hi-en', 'en', 'hi', ('wmt14_hi-en', 'wmt14-en-hi')),
+    translation('wmt16-en-ro', 'wmt16', 'ro-en', 'en', 'ro'),
+    translation('wmt16-en-cs', 'wmt16', 'cs-en', 'en', 'cs', ('wmt16_en-cs',)),
+    translation('wmt16-en-fi', 'wmt16', 'fi-en', 'en', 'fi'),
+    translation('iwslt2017-ro-nl', 'iwslt2017', 'ro-nl', 'ro', 'nl'),
+    translation('iwslt2017-en-nl', 'iwslt2017', 'en-nl', 'en', 'nl'),
 )
 
 TASKS = (

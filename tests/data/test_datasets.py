@@ -246,7 +246,7 @@ def test_config_values_out_of_range(values, sentence):
 
 def test_unknown_keys_and_splits(root):
   assert _message(DataConfig.from_mapping, {'shots': 3}).startswith(
-      'data.shots is not a config key; the keys are compat_misaligned_labels, compat_splits, ')
+      'data.shots is not a config key; the keys are compat_drop_last, compat_misaligned_labels, ')
   assert _message(load_task, 'cola', 'dev', DataConfig(root=str(root))) == (
       "the run names split 'dev'; choose one of train, validation, test.")
   config = DataConfig(root=str(root), per_task={'cola': {'shots': 3}})
