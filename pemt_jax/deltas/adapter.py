@@ -30,7 +30,7 @@ class Bottleneck:
     post_norm: layer norm of the bottleneck's output, before the residual.
     biases: whether down and up have biases.
     stddev: of the initial kernels.
-    up_init: 'normal', or 'zero': the adapter starts as the identity.
+    up_init: 'normal'; 'zero': the adapter starts as the identity; 'ones': both kernels hold ones.
     scaling: of the output, before the norm that follows it.
   """
 
@@ -59,12 +59,12 @@ def bottleneck_weights(config: Bottleneck, sizes: tuple[int, int],
     axes: their logical names.
 
   Returns:
-    Kernels drawn from N(0, stddev^2) and biases 0.
+    Kernels drawn from N(0, stddev^2), but for `up_init`, and biases 0.
   """
   weights: Weights = {}
   if config.pre_norm:
     weights |= _norm_weights('pre_norm', sizes[0])
-  kernel = normal_init(config.stddev)
+  kernel = ones if config.up_init == 'ones' else normal_init(config.stddev)
   up = zeros if config.up_init == 'zero' else kernel
   weights['down/kernel'] = Weight((sizes[0], config.size), (axes[0], 'adapter'), kernel)
   if config.biases:

@@ -77,8 +77,8 @@ def pooled(states: jax.Array, mask: jax.Array, pooling: str) -> jax.Array:
   Args:
     states: [batch, length, embed].
     mask: [batch, length] 1 for real positions.
-    pooling: 'masked', over real positions; 'legacy', over all, so that the mean depends on the
-      length to which a batch happens to be padded (published).
+    pooling: 'masked', over real positions; 'legacy', over all positions of the longest row, so that
+      the mean depends on the rows that happen to share a batch (published).
 
   Returns:
     [batch, embed] float32.
@@ -87,8 +87,8 @@ def pooled(states: jax.Array, mask: jax.Array, pooling: str) -> jax.Array:
     UserError: the pooling is not known.
   """
   one_of('pooling', pooling, POOLINGS)
-  states = states.astype(jnp.float32)
+  mask = mask.astype(jnp.float32)
   if pooling == 'legacy':
-    return jnp.mean(states, axis=1)
-  total = jnp.einsum('ble,bl->be', states, mask.astype(jnp.float32))
+    mask = jnp.broadcast_to(jnp.max(mask, axis=0), mask.shape)
+  total = jnp.einsum('ble,bl->be', states.astype(jnp.float32), mask)
   return total / jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1.0)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 
 from pemt_jax.experts.routers import RouterSpec, router_weights
+from pemt_jax.interop.bart_files import PREFIX, bart_table
 from pemt_jax.interop.names import Table, Weight
+from pemt_jax.models.bart_config import BartConfig
 
 # Leaves of a router -> the original's tensors; kernels there are [out, in].
 _LINEAR = {'hidden': 'linear1', 'out': 'linear2'}
@@ -63,3 +67,26 @@ def router_table(spec: RouterSpec, path: str = 'router', start: str = 'router.mo
     weights += [make(f'{_unit(layer, start, inside_stacks)}{foreign}', index=(layer,),
                      shape=weight.shape[:0:-1]) for layer in range(spec.layers)]
   return Table(tuple(weights))
+
+
+def adapter_table(config: BartConfig, size: int, name: str = 'adapter') -> Table:
+  """Table of a BART with adapters behind all sub-layers, as those of Fisher task vectors.
+
+  Args:
+    config: of the backbone.
+    size: units of an adapter.
+    name: of the adapters' rule.
+  """
+  depths = {'encoder': config.encoder_layers, 'decoder': config.decoder_layers}
+  kinds = {'encoder': ('self_attention', 'mlp'),
+           'decoder': ('self_attention', 'cross_attention', 'mlp')}
+  shapes = {'down': (size, config.embed), 'up': (config.embed, size)}
+  weights = []
+  for (stack, depth), part in itertools.product(depths.items(), shapes):
+    for layer, (number, kind) in itertools.product(range(depth), enumerate(kinds[stack])):
+      start = f'{PREFIX}{stack}.layers.{layer}.adapter_{part}{number}'
+      path = f'{stack}/layers/{kind}_residual/{name}/{part}'
+      weights += [Weight(f'{start}.weight', f'{path}/kernel', (layer,), shapes[part], True),
+                  Weight(f'{start}.bias', f'{path}/bias', (layer,), shapes[part][:1])]
+  backbone = bart_table(config)
+  return dataclasses.replace(backbone, weights=(*backbone.weights, *weights))

@@ -16,6 +16,9 @@ from pemt_jax.models.t5_config import T5Config
 
 Layers = tuple[int, ...] | None
 
+# What adapters read -> the same at the end of a sub-layer, whose base gives the sum.
+_BEHIND_DROPOUT = {'output': 'sublayer', 'sum': 'output', 'input': 'input'}
+
 
 @dataclasses.dataclass(frozen=True)
 class FamilyOptions:
@@ -29,13 +32,15 @@ class FamilyOptions:
     after_cross_attention: adapters at the end of cross-attention.
     after_mlp: adapters at the end of the feed-forward.
     reads: what they read, see `deltas.adapter.Adapter`.
+    after_dropout: they stand behind the dropout of the sub-layer's output and not in front of it.
     scaling: of their output.
     biases: whether they have biases.
     pre_norm: layer norm in front of the bottleneck.
     post_norm: layer norm behind it.
     tune_adapter_norms: train these two (the published code leaves them as they start).
     stddev: of their initial kernels.
-    up_init: 'normal' or 'zero'.
+    up_init: 'normal', 'zero' or 'ones', see `deltas.adapter.Bottleneck`. With ones all units stay
+      equal; where norms follow the sums, as in BART, the model starts as the backbone.
     tune_norms: also train the backbone's norms.
     tune_head: also train the head, which a tied backbone shares with its embedding.
     encoder_layers: layers of the encoder that have adapters; None means all.
@@ -49,6 +54,7 @@ class FamilyOptions:
   after_cross_attention: bool = False
   after_mlp: bool = True
   reads: str = 'output'
+  after_dropout: bool = False
   scaling: float = 1.0
   biases: bool = True
   pre_norm: bool = False
@@ -72,7 +78,9 @@ class FamilyOptions:
     number('method.stddev', self.stddev, self.stddev >= 0, 'of at least 0')
     one_of('method.activation', self.activation, ACTIVATIONS)
     one_of('method.reads', self.reads, READS)
-    one_of('method.up_init', self.up_init, ('normal', 'zero'))
+    one_of('method.up_init', self.up_init, ('normal', 'zero', 'ones'))
+    if self.after_dropout:
+      one_of('method.reads with method.after_dropout', self.reads, _BEHIND_DROPOUT)
     if not (self.after_self_attention or self.after_cross_attention or self.after_mlp):
       raise UserError('no sub-layer has an adapter; set one of method.after_self_attention,'
                       ' method.after_cross_attention and method.after_mlp.')
@@ -178,8 +186,11 @@ def _family(name: str, stage: str, options: FamilyOptions, config: T5Config,
             'decoder/cross_attention/o': options.after_cross_attention,
             '*/mlp/wo': options.after_mlp}
   layers = layers_of({'encoder': options.encoder_layers, 'decoder': options.decoder_layers}, config)
-  rules = rules_at(name, Adapter(bottleneck, options.reads),
-                   [place for place, chosen in places.items() if chosen], layers)
+  places, reads = [place for place, chosen in places.items() if chosen], options.reads
+  if options.after_dropout:
+    places = [f'{place.rpartition("/")[0]}_residual' for place in places]
+    reads = _BEHIND_DROPOUT[reads]
+  rules = rules_at(name, Adapter(bottleneck, reads), places, layers)
   tuned = []
   if not options.tune_adapter_norms and (options.pre_norm or options.post_norm):
     tuned.append((f'.*/{name}/(pre|post)_norm/.*', 'frozen'))

@@ -10,10 +10,18 @@ from pemt_jax.parity import common
 
 # Start of a case's name -> module below `parity` and function; the first match decides.
 _FUNCTIONS = {
+    'metrics': ('taskmoe_data', 'metrics'),
+    'kshot_sampling': ('taskmoe_data', 'draws'),
+    'collect_arg': ('taskmoe_data', 'summaries'),
+    'data_pipeline': ('taskmoe_data', 'batches'),
+    'label_smoothing': ('taskmoe_data', 'loss'),
     'router_': ('taskmoe_routers', 'router'),
     'expert_regularization': ('taskmoe_routers', 'distance'),
     'get_routes': ('taskmoe_routers', 'read_out'),
     'tau_schedule': ('taskmoe_routers', 'temperatures'),
+    'text_emb': ('taskmoe_vectors', 'text'),
+    'finetuned_text_emb': ('taskmoe_vectors', 'fine_tuned_text'),
+    'fisher_adapter': ('taskmoe_vectors', 'fisher'),
 }
 
 

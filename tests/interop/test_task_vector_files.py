@@ -66,7 +66,8 @@ def test_a_folder_without_vectors_is_refused(tmp_path):
 
 
 def test_pooling():
-  states, mask = np.arange(12.0).reshape(2, 3, 2), np.array([[1, 1, 0], [1, 1, 1]])
-  np.testing.assert_allclose(pooled(states, mask, 'legacy'), states.mean(1))
-  np.testing.assert_allclose(pooled(states, mask, 'masked'), [[1.0, 2.0], [8.0, 9.0]])
+  states = np.arange(16.0).reshape(2, 4, 2)  # the last position pads the batch to its bucket
+  mask = np.array([[1, 1, 0, 0], [1, 1, 1, 0]])
+  np.testing.assert_allclose(pooled(states, mask, 'legacy'), states[:, :3].mean(1))
+  np.testing.assert_allclose(pooled(states, mask, 'masked'), [[1.0, 2.0], [10.0, 11.0]])
   assert TaskVectors.of({'b': np.ones(2), 'a': np.zeros(2)}).names == ('a', 'b')
