@@ -141,11 +141,6 @@ def hub_id(name: str) -> str:
   return name if short is None else _OWNER + short
 
 
-def is_bart(name_or_folder: str | pathlib.Path) -> bool:
-  """Whether a published name or a folder's `config.json` belongs to this family."""
-  return hf_config.belongs(name_or_folder, (KIND,), short_name)
-
-
 def bart_config(name_or_folder: str | pathlib.Path) -> BartConfig:
   """Returns the config of a published size, or of a local folder that holds `config.json`.
 

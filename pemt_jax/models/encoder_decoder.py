@@ -1,4 +1,4 @@
-"""What text-to-text backbones share: stacks over whole texts and step by step, both stacks together.
+"""What text-to-text backbones share: stacks over whole texts and step by step, both together.
 
 A backbone (`models/t5.py`, `models/bart.py`) makes its parts in `setup` and says how its stacks
 begin and end, what its positions are and how its head is made.

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from pemt_jax.errors import UserError
 from pemt_jax.models import layers
-from pemt_jax.models.block_layers import PreNormLayer
+from pemt_jax.models.block_layers import PreNormLayer, layer_sites
 from pemt_jax.models.blocks import MEMORY, BlockStyle, LayerInputs, StackInputs, StackSpec
 from pemt_jax.models.encoder_decoder import EncoderDecoder, TransformerStack
 from pemt_jax.models.gpt2_config import GPT2Config
@@ -29,9 +29,7 @@ from pemt_jax.models.layers import MASKED
 from pemt_jax.models.sites import Aux, Site, SiteContext
 from pemt_jax.models.stack import ModelDeltas, with_prompt
 
-SITES = ('embed', 'layer', 'self_attention_norm', 'self_attention',
-         *(f'self_attention/{name}' for name in 'qkvo'), 'self_attention_residual', 'mlp_norm',
-         'mlp', 'mlp/wi', 'mlp/wo', 'mlp_residual', 'final_norm')
+SITES = ('decoder/embed', *layer_sites('decoder', cross_attention=False), 'decoder/final_norm')
 
 
 @flax.struct.dataclass
@@ -88,7 +86,7 @@ class Decoder(TransformerStack):
 
   def sites(self) -> list[str]:
     """Site paths of the stack, without layer indices."""
-    return [f'decoder/{name}' for name in SITES]
+    return list(SITES)
 
   @property
   def embed_dropout(self) -> float:
@@ -162,7 +160,7 @@ class GPT2(EncoderDecoder):
 
   def stack_sites(self, stack: str) -> list[str]:
     """Site paths of the stack, without layer indices."""
-    return [f'{stack}/{name}' for name in SITES]
+    return list(SITES)
 
   def head(self, x: jax.Array, context: SiteContext) -> tuple[jax.Array, Aux]:
     """[..., embed] -> float32 logits [..., vocab] from the embedding, and auxiliaries."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from pemt_jax.errors import UserError
+from pemt_jax.models import hf_config
 
 KIND = 'gpt2'
 
@@ -130,30 +129,7 @@ def gpt2_config(name_or_folder: str | pathlib.Path) -> GPT2Config:
   Raises:
     UserError: if it is neither, or if the folder's `config.json` is missing or of another family.
   """
-  folder = pathlib.Path(name_or_folder)
-  if folder.is_dir():
-    return read_hf_config(folder / 'config.json')
-  name = str(name_or_folder)
-  short = short_name(name)
-  if short is not None:
-    return PUBLISHED[short]
-  if name.startswith(('.', '/', '~')):
-    raise UserError(f"Model folder '{name}' does not exist; check model.name.")
-  close = difflib.get_close_matches(name.lower().rsplit('/', 1)[-1], PUBLISHED, n=3, cutoff=0.6)
-  raise UserError(f"model.name '{name}' is neither a folder nor a known GPT-2; known names are"
-                  f' {", ".join(close or PUBLISHED)}.')
-
-
-def is_gpt2(name_or_folder: str | pathlib.Path) -> bool:
-  """Whether a published name or a folder's `config.json` belongs to this family."""
-  file = pathlib.Path(name_or_folder) / 'config.json'
-  if not file.is_file():
-    return short_name(str(name_or_folder)) is not None
-  try:
-    values = json.loads(file.read_text(encoding='utf-8'))
-  except ValueError:
-    return False
-  return isinstance(values, dict) and values.get('model_type') == KIND
+  return hf_config.find(name_or_folder, PUBLISHED, short_name, read_hf_config, 'GPT-2')
 
 
 def read_hf_config(path: str | pathlib.Path) -> GPT2Config:
@@ -162,15 +138,7 @@ def read_hf_config(path: str | pathlib.Path) -> GPT2Config:
   Raises:
     UserError: if the file is missing, is not JSON or does not describe a supported model.
   """
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise UserError(
-        f"'{path}' does not exist; a model folder needs the config.json of a Hugging Face GPT-2.")
-  try:
-    values = json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise UserError(f"'{path}' is not valid JSON ({error}); copy the file again.") from error
-  return from_hf(values, str(path))
+  return from_hf(hf_config.read_json(path, 'GPT-2'), str(path))
 
 
 def from_hf(values: Mapping[str, Any], place: str = 'config.json') -> GPT2Config:
@@ -183,14 +151,11 @@ def from_hf(values: Mapping[str, Any], place: str = 'config.json') -> GPT2Config
   Raises:
     UserError: if the dict is of another family, lacks a size or asks for something unsupported.
   """
-  if not isinstance(values, Mapping):
-    raise UserError(f"'{place}' holds no JSON object; use the config.json of a checkpoint.")
+  values = hf_config.require_object(values, place)
   if values.get('model_type') != KIND:
     raise UserError(f"'{place}' has model_type '{values.get('model_type')}'; only '{KIND}' can be"
                     ' read here.')
-  missing = [key for key in _REQUIRED_IN_HF if values.get(key) is None]
-  if missing:
-    raise UserError(f"'{place}' lacks {', '.join(missing)}; use the config.json of a checkpoint.")
+  hf_config.require_keys(values, _REQUIRED_IN_HF, place)
   for name, only in _FIXED.items():
     if values.get(name, only) is not only:
       raise UserError(f"'{place}' has {name} {values[name]!r}; only {only!r} is supported.")

@@ -66,14 +66,6 @@ def model_type(name_or_folder: str | pathlib.Path) -> str | None:
   return values.get('model_type') if isinstance(values, dict) else None
 
 
-def belongs(name_or_folder: str | pathlib.Path, kinds: Iterable[str],
-            short_name: Callable[[str], str | None]) -> bool:
-  """Whether a folder's `config.json` or else a published name is of one of the kinds."""
-  if (pathlib.Path(name_or_folder) / 'config.json').is_file():
-    return model_type(name_or_folder) in kinds
-  return short_name(str(name_or_folder)) is not None
-
-
 def find(name_or_folder: str | pathlib.Path, published: Mapping[str, Config],
          short_name: Callable[[str], str | None], read: Callable[[pathlib.Path], Config],
          family: str) -> Config:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pemt_jax.models import layers
-from pemt_jax.models.block_layers import PostNormLayer
+from pemt_jax.models.block_layers import PostNormLayer, layer_sites
 from pemt_jax.models.blocks import BlockStyle, StackSpec
 from pemt_jax.models.encoder_decoder import TransformerStack
 from pemt_jax.models.layers import Compute, fold_name
@@ -21,9 +21,7 @@ from pemt_jax.models.roberta_config import RobertaConfig
 from pemt_jax.models.sites import Aux, Plan, Site, SiteContext
 from pemt_jax.models.stack import Encoded, ModelDeltas, with_prompt
 
-LAYER_SITES = ('layer', 'self_attention', *(f'self_attention/{name}' for name in 'qkvo'),
-               'self_attention_residual', 'self_attention_norm', 'mlp', 'mlp/wi', 'mlp/wo',
-               'mlp_residual', 'mlp_norm')
+ENCODER_SITES = ('encoder/embed', 'encoder/embed_norm', *layer_sites('encoder'))
 HEAD_SITES = ('head/dense', 'head/out')
 
 
@@ -48,7 +46,7 @@ class Encoder(TransformerStack):
 
   def sites(self) -> list[str]:
     """Site paths of the stack, without layer indices."""
-    return [f'encoder/{name}' for name in ('embed', 'embed_norm', *LAYER_SITES)]
+    return list(ENCODER_SITES)
 
   def position_ids(self, tokens: jax.Array, context: SiteContext) -> jax.Array:
     """Rows of the position table, prompt positions included: [batch, prompt + length] int32.
@@ -159,8 +157,7 @@ class Roberta(nn.Module):
 
   def sites(self) -> list[str]:
     """All site paths, without layer indices."""
-    return ['shared', *(f'encoder/{name}' for name in ('embed', 'embed_norm', *LAYER_SITES)),
-            *(HEAD_SITES if self.labels else ())]
+    return ['shared', *ENCODER_SITES, *(HEAD_SITES if self.labels else ())]
 
   @nn.nowrap
   def example_batch(self, batch: int = 1, length: int = 2) -> tuple[jax.Array, ...]:

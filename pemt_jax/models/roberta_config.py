@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from pemt_jax.errors import UserError
+from pemt_jax.models import hf_config
 
 KINDS = ('roberta', 'bert')
 
@@ -146,31 +145,8 @@ def roberta_config(name_or_folder: str | pathlib.Path) -> RobertaConfig:
   Raises:
     UserError: if it is neither, or if the folder's `config.json` is missing or of another family.
   """
-  folder = pathlib.Path(name_or_folder)
-  if folder.is_dir():
-    return read_hf_config(folder / 'config.json')
-  name = str(name_or_folder)
-  short = short_name(name)
-  if short is not None:
-    return PUBLISHED[short]
-  if name.startswith(('.', '/', '~')):
-    raise UserError(f"Model folder '{name}' does not exist; check model.name.")
-  close = difflib.get_close_matches(name.lower().rsplit('/', 1)[-1], PUBLISHED, n=3, cutoff=0.6)
-  known = ('close names are ' + ', '.join(close) if close
-           else 'known names are ' + ', '.join(PUBLISHED))
-  raise UserError(f"model.name '{name}' is neither a folder nor a known RoBERTa or BERT; {known}.")
-
-
-def is_roberta(name_or_folder: str | pathlib.Path) -> bool:
-  """Whether a published name or a folder's `config.json` belongs to this family."""
-  file = pathlib.Path(name_or_folder) / 'config.json'
-  if not file.is_file():
-    return short_name(str(name_or_folder)) is not None
-  try:
-    values = json.loads(file.read_text(encoding='utf-8'))
-  except ValueError:
-    return False
-  return isinstance(values, dict) and values.get('model_type') in KINDS
+  return hf_config.find(name_or_folder, PUBLISHED, short_name, read_hf_config,
+                        'RoBERTa or BERT')
 
 
 def read_hf_config(path: str | pathlib.Path) -> RobertaConfig:
@@ -179,15 +155,7 @@ def read_hf_config(path: str | pathlib.Path) -> RobertaConfig:
   Raises:
     UserError: if the file is missing, is not JSON or does not describe a supported model.
   """
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise UserError(f"'{path}' does not exist; a model folder needs the config.json of a Hugging"
-                    ' Face RoBERTa or BERT.')
-  try:
-    values = json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise UserError(f"'{path}' is not valid JSON ({error}); copy the file again.") from error
-  return from_hf(values, str(path))
+  return from_hf(hf_config.read_json(path, 'RoBERTa or BERT'), str(path))
 
 
 def from_hf(values: Mapping[str, Any], place: str = 'config.json') -> RobertaConfig:
@@ -201,15 +169,12 @@ def from_hf(values: Mapping[str, Any], place: str = 'config.json') -> RobertaCon
   Raises:
     UserError: if the dict is of another family, lacks a size or asks for something unsupported.
   """
-  if not isinstance(values, Mapping):
-    raise UserError(f"'{place}' holds no JSON object; use the config.json of a checkpoint.")
+  values = hf_config.require_object(values, place)
   kind = values.get('model_type')
   if kind not in KINDS:
     raise UserError(f"'{place}' has model_type '{kind}'; only {' and '.join(KINDS)} can be read"
                     ' here.')
-  missing = [key for key in _REQUIRED_IN_HF if values.get(key) is None]
-  if missing:
-    raise UserError(f"'{place}' lacks {', '.join(missing)}; use the config.json of a checkpoint.")
+  hf_config.require_keys(values, _REQUIRED_IN_HF, place)
   activation = values.get('hidden_act', 'gelu')
   if activation not in _ACTIVATIONS:
     raise UserError(f"'{place}' has hidden_act '{activation}'; supported are"

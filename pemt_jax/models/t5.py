@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from pemt_jax.models import layers
-from pemt_jax.models.block_layers import PreNormLayer
+from pemt_jax.models.block_layers import PreNormLayer, layer_sites
 from pemt_jax.models.blocks import StackSpec
 from pemt_jax.models.encoder_decoder import EncoderDecoder, TransformerStack
 from pemt_jax.models.sites import Aux, Site, SiteContext
@@ -22,14 +22,8 @@ from pemt_jax.models.t5_config import T5Config
 
 def stack_sites(config: T5Config, stack: str) -> list[str]:
   """Site paths of one stack, without layer indices; only the encoder's embeddings are a site."""
-  decoder = stack == 'decoder'
-  paths = [f'{stack}/layer'] if decoder else ['encoder/embed', 'encoder/layer']
-  for kind in ['self_attention', 'cross_attention'][:2 if decoder else 1]:
-    paths += [f'{stack}/{kind}_norm', f'{stack}/{kind}', f'{stack}/{kind}_residual']
-    paths += [f'{stack}/{kind}/{name}' for name in 'qkvo']
-  mlp = ['wi_0', 'wi_1', 'wo'] if config.gated else ['wi', 'wo']
-  paths += [f'{stack}/mlp_norm', f'{stack}/mlp', *(f'{stack}/mlp/{name}' for name in mlp)]
-  return [*paths, f'{stack}/mlp_residual', f'{stack}/final_norm']
+  embed = ['encoder/embed'] if stack == 'encoder' else []
+  return [*embed, *layer_sites(stack, config.gated), f'{stack}/final_norm']
 
 
 class Stack(TransformerStack):

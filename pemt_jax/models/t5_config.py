@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
 import pathlib
 from typing import Any, Mapping
 
 from pemt_jax.errors import UserError
+from pemt_jax.models import hf_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,25 +162,7 @@ def t5_config(name_or_folder: str | pathlib.Path) -> T5Config:
   Raises:
     UserError: if it is neither, or if the folder's `config.json` is missing or not a T5's.
   """
-  folder = pathlib.Path(name_or_folder)
-  if folder.is_dir():
-    return read_hf_config(folder / 'config.json')
-  short = short_name(str(name_or_folder))
-  if short is not None:
-    return PUBLISHED[short]
-  if str(name_or_folder).startswith(('.', '/', '~')):
-    raise UserError(f"Model folder '{name_or_folder}' does not exist; check model.name.")
-  raise UserError(
-      f"model.name '{name_or_folder}' is neither a folder nor a known T5; "
-      f'{_suggestion(str(name_or_folder))}.')
-
-
-def _suggestion(name: str) -> str:
-  bare = name.lower().rsplit('/', 1)[-1]
-  close = difflib.get_close_matches(bare, PUBLISHED, n=3, cutoff=0.6)
-  if close:
-    return 'close names are ' + ', '.join(close)
-  return 'known names are ' + ', '.join(PUBLISHED)
+  return hf_config.find(name_or_folder, PUBLISHED, short_name, read_hf_config, 'T5')
 
 
 def read_hf_config(path: str | pathlib.Path) -> T5Config:
@@ -190,15 +171,7 @@ def read_hf_config(path: str | pathlib.Path) -> T5Config:
   Raises:
     UserError: if the file is missing, is not JSON or does not describe a supported T5.
   """
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise UserError(
-        f"'{path}' does not exist; a model folder needs the config.json of a Hugging Face T5.")
-  try:
-    values = json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise UserError(f"'{path}' is not valid JSON ({error}); copy the file again.") from error
-  return from_hf(values, str(path))
+  return from_hf(hf_config.read_json(path, 'T5'), str(path))
 
 
 def from_hf(values: Mapping[str, Any], place: str = 'config.json') -> T5Config:
@@ -211,15 +184,11 @@ def from_hf(values: Mapping[str, Any], place: str = 'config.json') -> T5Config:
   Raises:
     UserError: if the dict is not a T5's, lacks a size or asks for something unsupported.
   """
-  if not isinstance(values, Mapping):
-    raise UserError(f"'{place}' holds no JSON object; use the config.json of a T5 checkpoint.")
+  values = hf_config.require_object(values, place)
   kind = values.get('model_type', 't5')
   if kind != 't5':
     raise UserError(f"'{place}' has model_type '{kind}'; only 't5' can be read here.")
-  missing = [key for key in _REQUIRED_IN_HF if values.get(key) is None]
-  if missing:
-    raise UserError(
-        f"'{place}' lacks {', '.join(missing)}; use the config.json of a T5 checkpoint.")
+  hf_config.require_keys(values, _REQUIRED_IN_HF, place)
   fields = {ours: values[theirs] for ours, theirs in _FIELDS_TO_HF.items()
             if values.get(theirs) is not None}
   fields.setdefault('decoder_layers', fields['encoder_layers'])

@@ -20,7 +20,6 @@ def test_hugging_face_dicts_come_back(name, tmp_path):
     assert values['architectures'][0].endswith('Model' if not labels else 'Classification')
   (tmp_path / 'config.json').write_text(json.dumps(rc.to_hf(config)))
   assert rc.roberta_config(tmp_path) == config
-  assert rc.is_roberta(tmp_path) and rc.is_roberta(name)
   assert rc.roberta_config(rc.hub_id(name)) == config
 
 
@@ -30,14 +29,6 @@ def test_fields_that_old_files_leave_out_have_the_defaults_of_their_family():
   assert rc.from_hf(sizes | {'model_type': 'bert'}) == rc.PUBLISHED['bert-base-uncased']
   roberta = sizes | {'model_type': 'roberta', 'vocab_size': 50265, 'max_position_embeddings': 514}
   assert rc.from_hf(roberta) == rc.PUBLISHED['roberta-base']
-
-
-def test_a_t5_is_no_roberta(tmp_path):
-  assert not rc.is_roberta('t5-base') and not rc.is_roberta(tmp_path)
-  (tmp_path / 'config.json').write_text('{"model_type": "t5"}')
-  assert not rc.is_roberta(tmp_path)
-  (tmp_path / 'config.json').write_text('{')
-  assert not rc.is_roberta(tmp_path)
 
 
 @pytest.mark.parametrize('change, sentence', [

@@ -91,7 +91,7 @@ def test_unknown_name_is_told_with_close_names(name, sentence):
 
 @pytest.mark.parametrize('change,sentence', [
     ({'model_type': 'bart'}, "'here' has model_type 'bart'; only 't5' can be read here."),
-    ({'d_kv': None}, "'here' lacks d_kv; use the config.json of a T5 checkpoint."),
+    ({'d_kv': None}, "'here' lacks d_kv; use the config.json of a checkpoint."),
     ({'feed_forward_proj': 'gated-silu'},
      "'here' has feed_forward_proj 'gated-silu'; supported are relu, gated-relu, gated-gelu, "
      'gated-gelu_new, gelu_new.')])
