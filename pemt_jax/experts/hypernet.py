@@ -214,7 +214,7 @@ class Generated(Delta):
                           site)
 
   def _of_rows(self, value: jax.Array, rank: int, task_ids: jax.Array) -> jax.Array:
-    """[task, *weight] -> [batch, *weight]; inside of a bank the value has a [batch] axis already."""
+    """[task, *weight] -> [batch, *weight]; inside of a bank the value has a [batch] axis before."""
     ids = experts_of(task_ids, self.members, False)
     if value.ndim == rank + 1:
       return rows_of(value, ids)

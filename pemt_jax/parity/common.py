@@ -39,7 +39,7 @@ def by_name(case_dir: pathlib.Path, run: Compute, system: str,
     case_dir: folder of the case.
     run: how to compute; what has no model does not read it.
     system: of the case, for messages.
-    functions: start of a case's name -> module below `parity` and function; the first match decides.
+    functions: start of a case's name -> module below `parity` and function; the first decides.
 
   Raises:
     UserError: no code for this case.
