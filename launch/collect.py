@@ -21,8 +21,9 @@ RUNS = flags.DEFINE_string('runs', None, 'Folder of runs, or of <task>/<experime
 OUTPUT = flags.DEFINE_string('output', None, 'Folder for the tables.', required=True)
 METRICS = flags.DEFINE_list('metrics', list(collect.GLUE_METRICS),
                             'Metrics of the table of all values, over which its mean goes.')
-FEW_SHOT = flags.DEFINE_bool('few_shot', False, 'The runs are <task>/result.csv of few-shot tuning;'
-                             ' writes summary.csv, summary.md and, with a reference, comparison.csv.')
+FEW_SHOT = flags.DEFINE_bool('few_shot', False, 'The runs are <task>/result.csv of few-shot '
+                             'tuning; writes summary.csv, summary.md and, with a reference, '
+                             'comparison.csv.')
 REFERENCE = flags.DEFINE_string('reference', None, 'Few-shot runs, or their summary.csv, that the '
                                 'average relative gain is relative to.')
 

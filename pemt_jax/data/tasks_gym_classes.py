@@ -1,4 +1,4 @@
-"""Further tasks of the few-shot gym with few different answers: labels, choices between two, scores.
+"""Further tasks of the few-shot gym with few different answers: labels, one of two, scores.
 
 The tasks that weight ensembling uses as well are those of `tasks_gym_text` and `tasks_gym_qa`.
 """
