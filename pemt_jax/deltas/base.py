@@ -106,6 +106,8 @@ class _Group(nn.Module):
 class Delta:
   """Base of all deltas; subclasses are frozen dataclasses and override what they need."""
 
+  replaces = False  # whether `dense` gives what stands in the place of the base's parameters
+
   @property
   def key_positions(self) -> int:
     """Rows that the delta puts in front of the keys of an attention site."""
@@ -191,6 +193,15 @@ class Delta:
     del values, kernel
     raise UserError(f"the {type(self).__name__} at '{site.path}' cannot be folded into the"
                     ' backbone, since it is no linear change of a kernel; keep it as an expert.')
+
+  def dense(self, values: Values, site: str) -> Values:
+    """Leaves of the plain backbone that do what this delta does in their place.
+
+    Args:
+      values: of `weights(site)`, with any leading axes.
+      site: path of the place.
+    """
+    raise NotImplementedError
 
   def module(self, site: Site, name: str) -> nn.Module:
     """The module that stands at a site."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+
 import jax
 import jax.numpy as jnp
 
@@ -24,6 +26,9 @@ def fold(params: Tree, plan: Plan) -> Tree:
     UserError: a delta that no kernel can replace, or one at a site without a kernel.
   """
   flat = dict(flatten(params))
+  for rule in plan.rules:
+    if rule.delta.replaces:
+      _put_back(flat, rule)
   sites = _sites_of(flat)
   for rule in plan.rules:
     if rule.delta.key_positions or rule.delta.prepares:
@@ -41,12 +46,24 @@ def fold(params: Tree, plan: Plan) -> Tree:
   return unflatten(flat)
 
 
+def _put_back(flat, rule):
+  """Puts leaves of the plain backbone in the place of what a delta has instead of them."""
+  inside = f'/{rule.name}/'
+  for place in sorted({path.partition(inside)[0] for path in flat if inside in path}):
+    path = _site_of(place)
+    if fnmatch.fnmatchcase(path, rule.site):
+      found = rule.delta.dense(_take(flat, place + inside), path)
+      flat.update({f'{place}/{name}': value for name, value in found.items()})
+
+
+def _site_of(place):
+  return '/'.join(part for part in place.split('/') if not part.startswith('layers'))
+
+
 def _sites_of(flat):
   """Place in the tree -> site path, of all projections."""
   places = [path.removesuffix('/kernel') for path in flat if path.endswith('/kernel')]
-  drop = lambda place: '/'.join(part for part in place.split('/')
-                                if not part.startswith('layers'))
-  return {place: drop(place) for place in places}
+  return {place: _site_of(place) for place in places}
 
 
 def _take(flat, start):

@@ -47,6 +47,7 @@ class MPO(Delta):
   ranks: tuple[int, ...]
   bias: bool = False
   form: str = 'auto'
+  replaces = True
 
   def __post_init__(self):
     """Checks the values.
@@ -83,9 +84,9 @@ class MPO(Delta):
       return values[KERNEL][..., :self.shape[0], :self.shape[1]]
     return mpo.rebuild(self.cores(values), self.shape)
 
-  def dense(self, values: Values, site: Site) -> dict[str, jax.Array]:
-    """The leaves of the plain backbone at the site."""
-    name = 'embedding' if site.path == 'shared' else 'kernel'
+  def dense(self, values: Values, site: str) -> Values:
+    """The leaves of the plain backbone at the site of this path."""
+    name = 'embedding' if site == 'shared' else 'kernel'
     return {name: self.matrix(values), **({'bias': values['bias']} if self.bias else {})}
 
   def contracts(self, rows: int) -> bool:

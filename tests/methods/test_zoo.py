@@ -47,6 +47,7 @@ SMALL = {
     'adapter_controller': {'reduction': 2},
     **{name: {'reduction': 2, 'size': 3, 'hidden': 6, 'projected': 4}
        for name in ('meta_adapter', 'hyperformer', 'hyperformer_pp')},
+    'mpo': {'components': ('word_embed', 'mlp', 'attention'), 'cores': 3, 'mlp_rank': 4},
     'prefix': {'length': 3, 'rank': 4},
     'prefix_kv': {'length': 2},
     'intrinsic_prefix': {'length': 3, 'dimension': 4},
@@ -57,7 +58,7 @@ SMALL = {
     'attempt': {'sources': 2, 'hidden': 5, 'temperature': 3.0},
 }
 # Patterns of backbone leaves that an entry tunes; the others leave the backbone as it is.
-TUNES_BACKBONE = {'full': '.*'} | dict.fromkeys(
+TUNES_BACKBONE = {'full': '.*', 'mpo': '(?!shared/|.*/kernel).*'} | dict.fromkeys(
     ('adapter', 'houlsby', 'compacter', 'adapter_controller', 'meta_adapter', 'hyperformer',
      'hyperformer_pp'), '.*norm/scale')
 JOINED = 'adapter+prompt'
@@ -125,7 +126,8 @@ def expert(name, number):
   model = model_of(name)
   shapes = tiny.shapes(model)['params']
   deltas = delta_paths(model) or list(shapes)
-  leaves = backbone() | {path: tiny.random_leaf(path, shapes[path], number + 1) for path in deltas}
+  leaves = {path: leaf for path, leaf in backbone().items() if path in shapes}
+  leaves |= {path: tiny.random_leaf(path, shapes[path], number + 1) for path in deltas}
   frozen, tuned = tiny.split(method_of(name), {'params': unflatten(leaves)})
   return tuned, frozen
 
@@ -381,7 +383,7 @@ def test_a_bank_of_experts_that_move_the_whole_backbone_is_refused():
     bank_program('fastfood')
 
 
-FOLDED = ('lora', 'lora_ensembling', 'ia3', 'full')
+FOLDED = ('lora', 'lora_ensembling', 'ia3', 'full', 'mpo')
 
 
 @EVERY
