@@ -65,6 +65,7 @@ class Masked(Delta):
       the matrix.
     one_task: all rows of every batch have the task of the first row; cheaper than rows of their
       own.
+    packed: in place of scores there are masks, eight entries to a byte, which are never trained.
   """
 
   delta: Delta
@@ -77,6 +78,7 @@ class Masked(Delta):
   first_layer: int | None = None
   fan: str = 'in'
   one_task: bool = False
+  packed: bool = False
 
   def __post_init__(self):
     """Checks what cannot be seen from the options of a method.
@@ -118,9 +120,21 @@ class Masked(Delta):
     for name, weight in self.masked(site).items():
       fan = {'in': weight.shape[0], 'out': weight.shape[-1], 'all': math.prod(weight.shape)}
       sizes, axes = zip(*leading, strict=True)
+      if self.packed:
+        found[_key(name)] = Weight((*sizes, -(-fan['all'] // 8)), (*axes, 'bits'), exact=True,
+                                   dtype=jnp.uint8)
+        continue
       found[_key(name)] = Weight((*sizes, *weight.shape), (*axes, *weight.axes),
                                  uniform_init(fan[self.fan]**-0.5), exact=True)
     return found
+
+  def _made(self, value: jax.Array, name: str, site: Site, leading: int) -> jax.Array:
+    """Masks [..., entries...] out of scores or packed masks; `leading` axes index them."""
+    if not self.packed:
+      return top_mask(value, self.density, leading)
+    shape = {_key(own): weight.shape for own, weight in self.masked(site).items()}[name]
+    bits = jnp.unpackbits(value, axis=-1, count=math.prod(shape))
+    return bits.reshape(*value.shape[:-1], *shape)
 
   def sites_of(self, stack: str) -> list[str]:
     """Sites in one stack."""
@@ -173,13 +187,14 @@ class Masked(Delta):
       own = {name: values_of[name] for name in self.delta.source_weights(site)}
       shared['prototype'] = self.delta.from_source(own, site)
     owners = [owner for owner in ('task', 'language') if owner in self.owners]
-    made = {f'{owner}/{name}': top_mask(model[f'{owner}/{name}'], self.density, 1)
+    made = {f'{owner}/{name}': self._made(model[f'{owner}/{name}'], name, site, 1)
             for owner in owners for name in names}
     for name in names if owners else ():
       shared['rows'][name] = combine(
           [jnp.take(made[f'{owner}/{name}'], jnp.array(self._ids(owner)), axis=0)
            for owner in owners], self.how)
-    per_layer = {name: top_mask(value, self.density, 1 + name.startswith('layer_task_'))
+    per_layer = {name: self._made(value, name.rpartition('/')[2], site,
+                                  1 + name.startswith('layer_task_'))
                  for name, value in values.items() if name.startswith('layer_')}
     if self._takes_first(shape):
       for name in (f'layer_{_key(path.partition("/")[2])}/{n}' for path in paths for n in names):

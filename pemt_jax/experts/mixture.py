@@ -1,8 +1,9 @@
-"""PEMT's second stage at `mlp/wo`: source experts under a gate, then a target adapter."""
+"""PEMT's second stage: source experts under a gate, then a target adapter."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,16 @@ from flax import linen as nn
 from pemt_jax.deltas.adapter import Bottleneck, bottleneck, bottleneck_weights
 from pemt_jax.deltas.base import Delta, create
 from pemt_jax.experts.bank import AdapterExperts, LoRAExperts
+from pemt_jax.experts.masked_bank import MaskedExperts
 from pemt_jax.models.sites import Aux, Base, Site, SiteContext, StackShape
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceMixture(Delta):
   """y = base(x) + sum_i g_i e_i(x); u = y + bottleneck(y) with a target adapter.
+
+  Experts of PEMT stand at `mlp/wo`, those over one prototype at its sites; there e_i may read
+  base(x), as the gates of the encoder then do.
 
   Auxiliaries: `gate` [batch, expert]; with a target adapter `misalignment` [], the task sparsity
   loss of the layer: sum_i mean_b(g_i) * (1 - mean_{b,t} cos(u, e_i)).
@@ -33,7 +38,7 @@ class SourceMixture(Delta):
       never counts.
   """
 
-  experts: LoRAExperts | AdapterExperts
+  experts: LoRAExperts | AdapterExperts | MaskedExperts
   count: int
   adapter: Bottleneck | None = None
   temperature: float = 1.0
@@ -45,8 +50,17 @@ class SourceMixture(Delta):
     return _SourceMixture(self, site, name=name)
 
   def stack_module(self, shape: StackShape, name: str) -> nn.Module | None:
-    """The decoder's gates read the pooled final encoder states, once for all layers and steps."""
-    return _PooledStates(self) if shape.stack == 'decoder' else None
+    """The decoder's gates read the pooled final encoder states, once for all layers and steps; the
+    masks of experts over one prototype are unpacked once."""
+    if shape.stack == 'decoder' or isinstance(self.experts, MaskedExperts):
+      return _Prepared(self, shape, name=name)
+    return None
+
+  def model_module(self, shapes: Mapping[str, StackShape], name: str) -> nn.Module | None:
+    """The prototype of experts over one prototype, and their masks."""
+    if isinstance(self.experts, MaskedExperts):
+      return self.experts.masked.model_module(shapes, name)
+    return None
 
 
 def pool_prompt(x: jax.Array, prompt_mask: jax.Array | None, without_prompt: str) -> jax.Array:
@@ -67,13 +81,21 @@ def pool_prompt(x: jax.Array, prompt_mask: jax.Array | None, without_prompt: str
   return jnp.einsum('bpf,p->bf', front, prompt_mask) / jnp.sum(prompt_mask)
 
 
-class _PooledStates(nn.Module):
+class _Prepared(nn.Module):
   config: SourceMixture
+  shape: StackShape
 
+  @nn.compact
   def __call__(self, context: SiteContext):
-    pooled = pool_prompt(context.encoder_states, context.prompt_mask,
-                         self.config.pool_without_prompt)
-    return pooled, None
+    shared, per_layer = {}, None
+    if self.shape.stack == 'decoder':
+      shared['pooled'] = pool_prompt(context.encoder_states, context.prompt_mask,
+                                     self.config.pool_without_prompt)
+    if isinstance(self.config.experts, MaskedExperts):
+      masked = self.config.experts.masked
+      values = create(self, masked.stack_weights(self.shape), jnp.float32)
+      shared['bank'], per_layer = masked.prepare(values, self.shape, context.of_rule(self.name))
+    return shared, per_layer
 
 
 class _Gate(nn.Module):
@@ -104,15 +126,19 @@ class _SourceMixture(nn.Module):
 
   @nn.compact
   def __call__(self, base: Base, x: jax.Array, context: SiteContext) -> tuple[jax.Array, Aux]:
-    config, site = self.config, self.site
+    config, site, own = self.config, self.site, context.of_rule(self.name)
+    y = base(x)
+    if isinstance(config.experts, MaskedExperts):
+      x, bank = config.experts.output(x, y, own, site, config.count)
+    else:
+      bank = config.experts.module(site, config.count, 'bank')(x, context.sublayer_input)
     if site.stack == 'decoder':
-      z, axis = context.shared[self.name], 'embed'
+      z, axis = own.shared['pooled'], 'embed'
     else:
       z, axis = pool_prompt(x, context.prompt_mask, config.pool_without_prompt), site.in_axis
     logits = _Gate(config.count, axis, name='gate')(z)
     gate = jax.nn.softmax(logits / config.temperature, axis=-1)
-    bank = config.experts.module(site, config.count, 'bank')(x, context.sublayer_input)
-    y = base(x) + bank.mix(gate)
+    y += bank.mix(gate)
     aux = {'gate': gate}
     if config.adapter is not None:
       y = _TargetAdapter(config.adapter, site, name='adapter')(y)

@@ -16,13 +16,17 @@ from pemt_jax.deltas.lora import LoRA
 from pemt_jax.deltas.prompt import Prompt
 from pemt_jax.errors import UserError, number, one_of
 from pemt_jax.experts.bank import AdapterExperts, LoRAExperts
+from pemt_jax.experts.masked import Masked
+from pemt_jax.experts.masked_bank import MaskedExperts
 from pemt_jax.experts.mixture import SourceMixture
 from pemt_jax.methods.base import FROZEN, Auxiliary, Method, Metrics
 from pemt_jax.models.sites import Aux, Plan, Rule
 from pemt_jax.models.t5_config import T5Config
 
 NORMS = (r'(encoder|decoder)/(.*/)?\w+_norm/scale', 'norm')
-PROMPT = ('encoder/embed/prompt/table', 'prompt')
+PROMPT = ('(encoder|decoder)/embed/prompt/table', 'prompt')
+BANK = 'pemt'  # rule of a bank
+SINGLE = 'propetl'  # rule of a prototype under masks without a bank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,12 +131,13 @@ class BankShape:
   """What stage 2 needs to know of its source experts.
 
   Attributes:
-    expert: 'lora' or 'adapter'.
+    expert: 'lora', 'adapter', or 'masked': one prototype under masks.
     count: number of experts.
     width: LoRA rank or adapter size.
     scaling: of LoRA experts.
     activation: of adapter experts.
     prompt_lengths: real lengths of the source prompts; empty if they have none.
+    masked: the prototype and its masks, for 'masked'.
   """
 
   expert: str
@@ -141,6 +146,17 @@ class BankShape:
   scaling: float = 1.0
   activation: str = 'gelu_new'
   prompt_lengths: tuple[int, ...] = ()
+  masked: Masked | None = None
+
+  @property
+  def place(self) -> str:
+    """Site of the experts in a stack, behind the stack's name."""
+    return self.masked.sites[0].partition('/')[2] if self.masked else 'mlp/wo'
+
+  @property
+  def sites(self) -> tuple[str, ...]:
+    """Patterns of the experts' sites."""
+    return self.masked.sites if self.masked else ('*/mlp/wo',)
 
 
 def stage1(options: Stage1Options, config: T5Config, prompt_length: int) -> Method:
@@ -218,9 +234,9 @@ def stage2(options: Stage2Options, config: T5Config, prompt_length: int,
   if inside != ():
     if not options.tune_adapter_norms and (options.adapter_pre_norm or options.adapter_post_norm):
       tuned.append((r'.*/wo/.*/?adapter/(pre|post)_norm/.*', 'frozen'))
-    tuned.append((r'.*/wo/(pemt/)?adapter/.*', 'adapter'))
+    tuned.append((f'.*/{bank.place}/(pemt/)?adapter/.*', 'adapter'))
   if bank.count > 1 and options.tune_gate:
-    tuned.append(('.*/wo/pemt/gate/kernel', 'gate'))
+    tuned.append((f'.*/{bank.place}/pemt/gate/kernel', 'gate'))
   if options.tune_norms:
     tuned.append(NORMS)
   return Method('pemt/stage2', Plan(tuple(rules)), (*tuned, FROZEN),
@@ -228,29 +244,44 @@ def stage2(options: Stage2Options, config: T5Config, prompt_length: int,
 
 
 def _single_source(bank, bottleneck, inside):
-  if bank.expert == 'lora':
+  if bank.masked is not None:
+    rules = [Rule(SINGLE, site, bank.masked) for site in bank.sites]
+  elif bank.expert == 'lora':
     rules = [Rule('lora', '*/mlp/wo', LoRA(bank.width, bank.scaling))]
   else:
     experts = Bottleneck(bank.width, bank.activation)
     rules = [Rule('ffout', '*/mlp/wo', ParallelAdapter(experts))]
   if inside != ():
-    rules.append(Rule('adapter', '*/mlp/wo', Adapter(bottleneck), inside))
+    rules.append(Rule('adapter', f'*/{bank.place}', Adapter(bottleneck), inside))
   return rules
 
 
 def _mixture(options, bank, bottleneck, inside, outside):
-  experts = (LoRAExperts(bank.width, bank.scaling) if bank.expert == 'lora'
-             else AdapterExperts(bank.width, bank.activation))
+  if bank.masked is not None:
+    experts = MaskedExperts(bank.masked)
+  else:
+    experts = (LoRAExperts(bank.width, bank.scaling) if bank.expert == 'lora'
+               else AdapterExperts(bank.width, bank.activation))
   mixture = SourceMixture(
       experts, bank.count, bottleneck, options.gate_temperature,
       pool_without_prompt=options.pool_without_prompt, mask_padding=options.mask_padding)
   rules = []
   if inside != ():
-    rules.append(Rule('pemt', '*/mlp/wo', mixture, inside))
+    rules += _at_sites(bank, mixture, inside)
   if outside != ():
     bare = dataclasses.replace(mixture, adapter=None)
-    rules.append(Rule('pemt', '*/mlp/wo', bare, outside))
+    rules += _at_sites(bank, bare, outside)
   return rules
+
+
+def _at_sites(bank, mixture, layers):
+  """Rules of a mixture in some layers; None means all."""
+  found = []
+  for site in bank.sites:
+    stack = site.partition('/')[0]
+    own = layers if layers is None or stack == '*' else tuple(p for p in layers if p[0] == stack)
+    found += [Rule(BANK, site, mixture, own)] if own != () else []
+  return found
 
 
 def mixture_auxiliary(sparsity_weight: float) -> Auxiliary:
@@ -282,5 +313,5 @@ def mixture_auxiliary(sparsity_weight: float) -> Auxiliary:
 def mean_gates(aux: Aux, rows: jax.Array) -> Metrics:
   """Mean gates [layer, expert] of each stack over real rows."""
   weight = rows / jnp.maximum(rows.sum(), 1.0)
-  return {f'gates/{stack}': jnp.einsum('lbx,b->lx', aux[name], weight)
-          for stack in ('encoder', 'decoder') if (name := f'{stack}/mlp/wo/pemt/gate') in aux}
+  return {f'gates/{name.partition("/")[0]}': jnp.einsum('lbx,b->lx', gate, weight)
+          for name, gate in aux.items() if name.endswith(f'/{BANK}/gate')}

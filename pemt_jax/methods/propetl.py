@@ -20,7 +20,8 @@ from pemt_jax.models.t5_config import T5Config
 NAME = 'propetl'
 FORMS = ('adapter', 'lora', 'prefix')
 PLACEMENTS = ('mlp', 'houlsby')
-PROJECTIONS = ('q', 'k', 'v', 'o')
+# Projection -> its site in a stack.
+PROJECTIONS = {name: f'self_attention/{name}' for name in ('q', 'k', 'v', 'o')} | {'wo': 'mlp/wo'}
 SCORES = (f'(.*/)?{NAME}[a-z_]*/(task|language|layer_[a-z0-9_]+)/.*', 'scores')
 PROTOTYPE = (f'(.*/)?{NAME}[a-z_]*/.*', 'prototype')
 
@@ -50,8 +51,9 @@ class ProPETLOptions:
     stddev: adapter: of the first kernels.
     rank: LoRA.
     alpha: LoRA: the scaling is alpha / rank.
-    projections: LoRA: of self-attention, each with a prototype of its own.
-    cross_attention: LoRA: also those of cross-attention, with prototypes of their own.
+    projections: LoRA: q, k, v and o of self-attention, or wo, the output of the feed-forward; each
+      with a prototype of its own.
+    cross_attention: LoRA: also q, k, v and o of cross-attention, with prototypes of their own.
     length: prefix rows.
     hidden: prefix: hidden units of the network that makes the rows; 0 trains the rows.
     tune_norms: also train the backbone's norms.
@@ -142,9 +144,9 @@ def _lora(options: ProPETLOptions, config: T5Config) -> tuple[Rule, ...]:
   del config
   delta, rules = LoRA(options.rank, options.alpha / options.rank, 'zero'), ()
   for projection in dict.fromkeys(options.projections):
-    sites = [f'{stack}/self_attention/{projection}' for stack in ('encoder', 'decoder')]
+    sites = [f'{stack}/{PROJECTIONS[projection]}' for stack in ('encoder', 'decoder')]
     rules += masked_rules(options, delta, f'{NAME}_{projection}', sites)
-    if options.cross_attention:
+    if options.cross_attention and projection != 'wo':
       rules += masked_rules(options, delta, f'{NAME}_cross_{projection}',
                             [f'decoder/cross_attention/{projection}'])
   return rules

@@ -10,7 +10,8 @@ from pemt_jax.deltas.prefix import Prefix
 from pemt_jax.methods import propetl
 from pemt_jax.methods.base import FROZEN, Method
 from pemt_jax.methods.classification import HEAD
-from pemt_jax.methods.propetl import NAME, PROTOTYPE, SCORES, ProPETLOptions, masked_rules
+from pemt_jax.methods.propetl import (
+    NAME, PROJECTIONS, PROTOTYPE, SCORES, ProPETLOptions, masked_rules)
 from pemt_jax.models.roberta_config import RobertaConfig
 from pemt_jax.models.sites import Plan, Rule
 from pemt_jax.models.t5_config import T5Config
@@ -35,7 +36,7 @@ def _lora(options: ProPETLOptions, config: RobertaConfig) -> tuple[Rule, ...]:
   delta, rules = LoRA(options.rank, options.alpha / options.rank, 'zero'), ()
   for projection in dict.fromkeys(options.projections):
     rules += masked_rules(options, delta, f'{NAME}_{projection}',
-                          [f'encoder/self_attention/{projection}'])
+                          [f'encoder/{PROJECTIONS[projection]}'])
   return rules
 
 

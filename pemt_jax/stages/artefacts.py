@@ -19,8 +19,8 @@ from pemt_jax.models.sites import plan_as_json
 from pemt_jax.stages.backbone import Backbone, load_backbone
 from pemt_jax.stages.build import Stage, build
 from pemt_jax.stages.config import base_config, is_stage, stage_names
-from pemt_jax.stages.prompts import trim
-from pemt_jax.stages.sources import COPIES, PROMPT, copy_name
+from pemt_jax.stages.prompts import prompt_place, trim
+from pemt_jax.stages.sources import COPIES, copy_name
 from pemt_jax.trees import Tree, flatten, unflatten
 
 
@@ -55,12 +55,13 @@ def save_experts(stage: Stage, tuned: Tree, constants: Tree, results: dict[str, 
 
 def _without_padding(tuned: Tree, constants: Tree) -> tuple[Tree, Tree]:
   """Drops the rows that pad a prompt to the longest one of its program."""
-  mask = flatten(constants).get(f'{PROMPT}/mask')
+  flat, state = flatten(tuned), flatten(constants)
+  place = prompt_place(flat)
+  mask = state.get(f'{place}/mask')
   if mask is None:
     return tuned, constants
-  flat, state = flatten(tuned), flatten(constants)
-  flat[f'{PROMPT}/table'] = trim(flat[f'{PROMPT}/table'], mask)
-  state[f'{PROMPT}/mask'] = mask[mask > 0]
+  flat[f'{place}/table'] = trim(flat[f'{place}/table'], mask)
+  state[f'{place}/mask'] = mask[mask > 0]
   return unflatten(flat), unflatten(state)
 
 
@@ -140,7 +141,8 @@ def open_expert(folder: pathlib.Path, backbone: Backbone | None = None,
     config.update_from_flattened_dict(overrides or {})
   backbone = backbone or load_backbone(config, config.seeds[0])
   check_backbone(card, backbone.name, backbone.hash)
-  table = flatten(tuned).get(f'{PROMPT}/table')
+  flat = flatten(tuned)
+  table = flat.get(f'{prompt_place(flat)}/table')
   with config.unlocked():
     config.tasks = config.tasks if config.mixture.sampling else (card.task,)
     config.learning_rates = ()
@@ -174,4 +176,4 @@ def _sources(stage: Stage) -> list[dict[str, str]]:
     return []
   folders = [f'../../{COPIES}/{copy_name(folder)}' for folder in stage.source_folders]
   return [{'task': task, 'folder': folder}
-          for task, folder in zip(stage.sources.names, folders, strict=True)]
+          for task, folder in zip(stage.sources.by_folder(), folders, strict=True)]

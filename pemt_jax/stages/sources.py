@@ -10,10 +10,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pemt_jax.data.tasks import get_task
 from pemt_jax.errors import UserError
 from pemt_jax.experts import tree_files
 from pemt_jax.experts.library import (
     CARD, ExpertCard, check_backbone, expert_folder, load_expert)
+from pemt_jax.experts.masked_bank import MaskedSource, join_masks, masked_of
+from pemt_jax.experts.packed import pack
+from pemt_jax.methods import pemt, propetl
 from pemt_jax.methods.pemt import BankShape
 from pemt_jax.stages.prompts import trim
 from pemt_jax.training.records import RESULT
@@ -35,11 +39,18 @@ class Sources:
     names: tasks of the sources, in the order of the bank.
     shape: what the method needs to know.
     params: canonical tree of the bank (or of the single expert) and the source prompts.
+    per_folder: number of experts in each folder; () for one each.
   """
 
   names: tuple[str, ...]
   shape: BankShape
   params: Tree
+  per_folder: tuple[int, ...] = ()
+
+  def by_folder(self) -> list[str]:
+    """Tasks of each folder, joined by ','."""
+    names, counts = list(self.names), self.per_folder or (1,) * len(self.names)
+    return [','.join(names.pop(0) for _ in range(count)) for count in counts]
 
 
 def find_sources(folders: Sequence[str]) -> list[pathlib.Path]:
@@ -110,23 +121,30 @@ def load_sources(folders: Sequence[str | pathlib.Path], backbone_name: str,
                  backbone_hash: str) -> Sources:
   """Loads source experts of one form and stacks them.
 
+  Experts of ProPETL, packed or not, become experts over one prototype, which all must share: one
+  for each task that has masks of its own.
+
   Args:
-    folders: expert folders of stage 1, in the order of the bank.
+    folders: expert folders of stage 1 or of ProPETL, in the order of the bank.
     backbone_name: name of the backbone in use.
     backbone_hash: its hash; experts of another backbone are refused.
 
   Raises:
-    UserError: no source, one that is no expert of stage 1 or of another backbone, or experts of
-      different forms or sizes.
+    UserError: no source, one that is no expert of stage 1 or ProPETL or of another backbone, or
+      experts of different forms or sizes or on different prototypes.
   """
   if not folders:
     raise UserError('stage 2 has no sources; set config.sources to the expert folders of stage 1.')
   loaded = [load_expert(folder) for folder in folders]
+  kind = loaded[0][2].method if loaded[0][2].method == propetl.NAME else STAGE1
   for folder, (_, _, card) in zip(folders, loaded, strict=True):
-    if card.method != STAGE1:
-      raise UserError(f"source {folder} is an expert of '{card.method}'; give experts of '{STAGE1}'"
-                      ' as config.sources.')
+    if card.method != kind:
+      raise UserError(f"source {folder} is an expert of '{card.method}'; give experts of"
+                      f" '{STAGE1}', or of '{propetl.NAME}' on one prototype, as config.sources.")
     check_backbone(card, backbone_name, backbone_hash)
+  if kind == propetl.NAME:
+    return _masked_bank([_masked_source(folder, tuned, card) for folder, (tuned, _, card)
+                         in zip(folders, loaded, strict=True)])
   flats = [flatten(tuned) for tuned, _, _ in loaded]
   experts = [{path: leaf for path, leaf in flat.items() if EXPERT in path} for flat in flats]
   sizes = [{path: np.shape(leaf) for path, leaf in expert.items()} for expert in experts]
@@ -149,6 +167,27 @@ def load_sources(folders: Sequence[str | pathlib.Path], backbone_name: str,
   shape = dataclasses.replace(shapes[0], count=len(loaded),
                               prompt_lengths=tuple(len(prompt) for prompt in prompts))
   return Sources(tuple(card.task for _, _, card in loaded), shape, unflatten(params))
+
+
+def _masked_source(folder: str | pathlib.Path, tuned: Tree, card: ExpertCard) -> MaskedSource:
+  """A prototype with masks, and the tasks that have their own."""
+  masked, rule = masked_of(card.plan, str(folder))
+  tasks = (card.task,)
+  if {'task', 'language', 'layer_task'} & set(masked.owners):
+    config = card.extra.get('config', {})
+    mixed = config.get('mixture', {}).get('sampling') and config.get('tasks')
+    tasks = tuple(get_task(name).name for name in mixed) if mixed else tasks
+    if len(tasks) != len(masked.members):
+      tasks = tuple(f'{card.task}/{number}' for number in range(len(masked.members)))
+  return MaskedSource(str(folder), masked, rule, pack(tuned, card.plan)[0], tasks)
+
+
+def _masked_bank(sources: list[MaskedSource]) -> Sources:
+  """Experts over one prototype; a single one has no gate and another name for its rule."""
+  count = sum(len(source.tasks) for source in sources)
+  masked, names, params = join_masks(sources, pemt.BANK if count > 1 else pemt.SINGLE)
+  shape = BankShape('masked', count, 0, masked=masked)
+  return Sources(names, shape, params, tuple(len(source.tasks) for source in sources))
 
 
 def _bank(experts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

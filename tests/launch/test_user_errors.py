@@ -154,7 +154,7 @@ def test_sources_of_stage2(train_fails, workdir, stage1, stage2, backbone):
               'experts that a first stage wrote as config.sources.',
               f"--config.sources={workdir / 'none'}", config=STAGE2)
   train_fails(f"source {stage2.experts[NAME]} is an expert of 'pemt/stage2'; give experts of "
-              "'pemt/stage1' as config.sources.", own,
+              "'pemt/stage1', or of 'propetl' on one prototype, as config.sources.", own,
               f'--config.sources={stage2.trained.workdir}', config=STAGE2)
   first = library.load_card(next(iter(stage1.experts.values())))
   found = library.backbone_hash(library_params(backbone))

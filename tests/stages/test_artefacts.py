@@ -190,7 +190,7 @@ def test_sources_that_do_not_fit_are_errors(stage1, stage2, workdir):
       (('a,b',), 'config.sources holds \'a,b\' as one folder; write --config.sources="'
        '(\'a\', \'b\')" for several.'),
       ((stage2.experts[NAME],), f"source {stage2.experts[NAME]} is an expert of 'pemt/stage2'; "
-       "give experts of 'pemt/stage1' as config.sources."),
+       "give experts of 'pemt/stage1', or of 'propetl' on one prototype, as config.sources."),
       ((experts[0], workdir / experts[0].name),
        "two sources are called 'playground-omen'; rename one of the folders."),
       ((experts[0], workdir / 'louder'),
