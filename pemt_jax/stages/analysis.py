@@ -55,8 +55,10 @@ def write_resources(workdir: pathlib.Path, seconds: float) -> None:
 
 def _write_predictions(stage, name, split, texts, workdir):
   folder = workdir / 'predictions'
-  folder.mkdir(exist_ok=True)
   examples = stage.store.examples(stage.specs[name], split).examples
+  if not len(examples):  # Plain text of which nothing was to be continued.
+    return
+  folder.mkdir(exist_ok=True)
   lines = [json.dumps({'source': example.source, 'target': example.target, 'prediction': text})
            for example, text in zip(examples, texts, strict=True)]
   (folder / f'{name}.{split}.jsonl').write_text('\n'.join(lines) + '\n', encoding='utf-8')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from pemt_jax.interop import backbones
 from pemt_jax.methods.base import backbone_of, initialiser
 from pemt_jax.models.blocks import Config
 from pemt_jax.models.families import family_of
+from pemt_jax.models.gpt2_config import GPT2Config
 from pemt_jax.models.layers import Compute
 from pemt_jax.models.roberta_config import RobertaConfig
 from pemt_jax.trees import Tree
@@ -85,12 +87,16 @@ def load_backbone(config: mlc.ConfigDict, seed: int = 0,
   if model.weights == 'random':
     name = place(model.name)
     shapes = _reshaped(family_of(name).read(name), model.shape.to_dict())
+    if isinstance(shapes, GPT2Config):
+      shapes = _with_ids(shapes, tokenizer, model.shape)
     params, _ = initialiser(backbone_of(shapes))(jax.random.key(seed))
     params = jax.tree.map(np.asarray, params)
   elif model.weights == 'pretrained':
     shapes, params = backbones.load(place(model.name))
   else:
     raise UserError(f"model.weights is '{model.weights}'; choose 'pretrained' or 'random'.")
+  if not shapes.encoder_layers:
+    tokenizer = tokenizer.plain()
   if tokenizer.vocab_size > shapes.vocab_size:
     raise UserError(
         f"tokenizer '{model.tokenizer or model.name}' has {tokenizer.vocab_size} ids but backbone"
@@ -99,12 +105,38 @@ def load_backbone(config: mlc.ConfigDict, seed: int = 0,
   return Backbone(model.name, shapes, params, tokenizer, backbone_hash(params), compute)
 
 
-def require_text_to_text(backbone: Backbone, stage: str) -> None:
-  """Checks that a backbone can write texts.
+def _with_ids(shapes: GPT2Config, tokenizer: Tokenizer, given: Mapping[str, Any]) -> GPT2Config:
+  """Shapes of random weights with the special ids of a tokenizer, where `given` has none."""
+  ids = {'pad_id': tokenizer.pad_id, 'eos_id': tokenizer.eos_id, 'start_id': tokenizer.eos_id}
+  return dataclasses.replace(
+      shapes, **{name: value for name, value in ids.items() if name not in given})
+
+
+def require_decoder_alone(backbone: Backbone, stage: str) -> None:
+  """Checks that a backbone continues texts.
 
   Raises:
-    UserError: it is an encoder with a head.
+    UserError: it has an encoder.
   """
+  if backbone.config.encoder_layers:
+    raise UserError(f"stage {stage} needs a backbone without an encoder, and '{backbone.name}' has"
+                    ' one; choose a GPT-2.')
+
+
+def require_text_to_text(backbone: Backbone, stage: str, encoder: bool = True) -> None:
+  """Checks that a backbone can write texts.
+
+  Args:
+    backbone: the backbone.
+    stage: for the message.
+    encoder: whether the stage needs an encoder.
+
+  Raises:
+    UserError: it is an encoder with a head, or has no encoder where one is needed.
+  """
+  if encoder and not backbone.config.encoder_layers:
+    raise UserError(f"stage {stage} needs an encoder, and '{backbone.name}' has none; choose a T5"
+                    ' or a BART.')
   if backbone.has_head:
     raise UserError(f"stage {stage} needs a text-to-text backbone, and '{backbone.name}' is an"
                     ' encoder with a head; choose a T5 or a BART.')

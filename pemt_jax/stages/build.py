@@ -14,18 +14,20 @@ from flax import linen as nn
 from pemt_jax.data.pipeline import stack_batches
 from pemt_jax.methods import baselines, pemt, zoo
 from pemt_jax.methods.base import (
-    LossForm, Method, as_initialised, boxed_shapes, initialiser, make_loss)
+    LossForm, Method, as_initialised, backbone_of, boxed_shapes, initialiser, make_loss)
+from pemt_jax.methods.base import Backbone as Model
 from pemt_jax.methods.classification import make_text_loss, with_head
+from pemt_jax.methods.language_modelling import NAME, is_language, make_language_loss
 from pemt_jax.models.layers import fold_name
 from pemt_jax.models.roberta import Roberta
 from pemt_jax.models.segments import cut, join
-from pemt_jax.models.t5 import T5
 from pemt_jax.stages import classification, prompt_sources, prompts
 from pemt_jax.stages.backbone import (
-    Backbone, as_frozen, load_backbone, require_text_to_text)
+    Backbone, as_frozen, load_backbone, require_decoder_alone, require_text_to_text)
 from pemt_jax.stages.config import generation_config, options_of
 from pemt_jax.stages.decoding import TaskPredict
 from pemt_jax.stages.evaluate import Evaluator, make_predict
+from pemt_jax.stages.language_modelling import LanguageEvaluator, TextStore
 from pemt_jax.stages.prompt_sources import PromptSources
 from pemt_jax.stages.rows import ReplicaSpec, RowStore, replica_specs
 from pemt_jax.stages.sources import Sources, find_sources, load_sources
@@ -79,11 +81,12 @@ class Start:
     spec = self._specs[replica.name]
     key = fold_name(jax.random.wrap_key_data(replica_key(replica.name, replica.seed)), 'init')
     params, constants = self._first(key)
-    table = flatten(params).get('encoder/embed/prompt/table')
+    place = prompts.prompt_place(flatten(params))
+    table = flatten(params).get(f'{place}/table')
     if table is not None:
       prompt, mask = prompts.left_pad(self._prompt(spec, fold_name(key, 'prompt')), table.shape[0])
-      params = merge(params, {'encoder': {'embed': {'prompt': {'table': prompt}}}})
-      constants = merge(constants, {'encoder': {'embed': {'prompt': {'mask': mask}}}})
+      params = merge(params, unflatten({f'{place}/table': prompt}))
+      constants = merge(constants, unflatten({f'{place}/mask': mask}))
     target = flatten(params).get(f'{_ATTEMPT}/table')
     if target is not None:  # Every target starts from the first source.
       first = jnp.broadcast_to(self._prompts.tables[0], target.shape)
@@ -123,7 +126,7 @@ class Stage:
   config: mlc.ConfigDict
   backbone: Backbone
   method: Method
-  model: T5 | Roberta
+  model: Model
   specs: dict[str, ReplicaSpec]
   store: RowStore
   start: Start
@@ -142,8 +145,11 @@ class Stage:
         self.store.examples(spec, split)
     by_name = lambda replica: self.specs[replica.name]
     form = LossForm(self.config.train.label_smoothing, self.config.train.reduction)
-    loss_fn = (make_text_loss(self.model, self.method) if self.backbone.has_head
-               else make_loss(self.model, self.method, form))
+    if self.backbone.has_head:
+      loss_fn = make_text_loss(self.model, self.method)
+    else:
+      make = make_language_loss if is_language(self.config.stage) else make_loss
+      loss_fn = make(self.model, self.method, form)
     replicas = tuple(
         make_replica(spec.name, spec.config.train, self.store.steps_per_epoch(spec),
                      seed=spec.seed, learning_rate=spec.learning_rate)
@@ -177,12 +183,12 @@ def make_method(config: mlc.ConfigDict, backbone: Backbone, prompt_length: int,
   options = zoo.for_tasks(options, len(config.tasks) if mixed else 1,
                           mixed and config.mixture.batches != 'mixed')
   if config.stage not in zoo.ZOO and not zoo.names_of(config.stage):
-    require_text_to_text(backbone, config.stage)
+    require_text_to_text(backbone, config.stage, config.stage != NAME)
   if config.stage == 'pemt/stage2':
     return pemt.stage2(options, backbone.config, prompt_length, sources.shape)
   if config.stage == 'pemt/stage1':
     return pemt.stage1(options, backbone.config, prompt_length)
-  if config.stage == 'span_corruption':
+  if config.stage in ('span_corruption', NAME):
     return baselines.full(options, backbone.config, prompt_length)
   method = zoo.make(config.stage, options, backbone.config, prompt_length)
   own = tuple((pattern, group) for pattern, group in config.trainable)
@@ -196,6 +202,8 @@ def _evaluator(config, backbone, model, method, store, specs):
     predict = classification.make_class_predict(model, method)
     return Evaluator(lambda task: predict, store, specs, classification.label_texts)
   options = generation_config(config, backbone.config)
+  if is_language(config.stage):
+    return LanguageEvaluator(model, method, store, specs, options)
   return Evaluator(
       TaskPredict(config, options, backbone.tokenizer,
                   lambda options: make_predict(model, method, options)), store, specs)
@@ -223,6 +231,9 @@ def build(config: mlc.ConfigDict, workdir: str | pathlib.Path,
   if backbone.has_head:
     backbone, reader = classification.prepared(backbone, specs.values())
   store = RowStore(backbone.tokenizer, workdir / 'cache', reader)
+  if is_language(config.stage):
+    require_decoder_alone(backbone, config.stage)
+    store = TextStore(backbone.tokenizer, workdir / 'cache')
   sources, folders, source_prompts = None, (), None
   if config.stage == 'pemt/stage2':
     folders = tuple(find_sources(config.sources))
@@ -244,7 +255,7 @@ def build(config: mlc.ConfigDict, workdir: str | pathlib.Path,
     length = source_prompts.tables.shape[1]
   method = make_method(config, backbone, length, sources, source_prompts)
   model = (classification.model_of(backbone, method, specs.values()) if backbone.has_head
-           else T5(backbone.config, method.plan, backbone.compute))
+           else backbone_of(backbone.config, method.plan, backbone.compute))
   start = Start(config, backbone, model, method, specs, ids, sources, source_prompts)
   evaluator = _evaluator(config, backbone, model, method, store, specs)
   return Stage(config, backbone, method, model, specs, store, start, evaluator, sources, folders)

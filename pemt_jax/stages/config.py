@@ -12,19 +12,25 @@ from ml_collections import config_dict
 from pemt_jax.data.datasets import DataConfig
 from pemt_jax.data.tasks import SPLITS, get_task
 from pemt_jax.errors import UserError
-from pemt_jax.methods import baselines, pemt, zoo
+from pemt_jax.methods import baselines, language_modelling, pemt, zoo
 from pemt_jax.models.decoding import GenerationConfig
 from pemt_jax.training.config import default_train_config
 
-# stage -> options of its method; beside them stand the names of `methods.zoo`, joined by '+'
+# stage -> options of its method; beside them stand the names of `methods.zoo`, joined by '+', and
+# these behind 'language_modelling/'.
 STAGES = {
     'pemt/stage1': pemt.Stage1Options,
     'pemt/stage2': pemt.Stage2Options,
     'span_corruption': baselines.FullOptions,
+    language_modelling.NAME: baselines.FullOptions,
 }
 
 
-_GENERATION = ('max_length', 'num_beams', 'length_penalty', 'early_stopping')
+# Decoding options that are None in a config as long as those of the backbone stand.
+_GENERATION = {'num_beams': int, 'length_penalty': float, 'early_stopping': bool,
+               'no_repeat_ngram_size': int, 'min_length': int, 'forced_bos_token_id': int,
+               'forced_eos_token_id': int, 'start_id': int}
+NO_TOKEN = -1  # a forced token in a config that takes back that of the backbone
 
 # Fields of `train` that each replica has for itself, whatever the others of its program do.
 _OWN_TRAIN_FIELDS = ('steps', 'epochs', 'learning_rate', 'warmup_steps')
@@ -71,7 +77,7 @@ def _method_fields(stage: str) -> mlc.ConfigDict:
     return _fields(STAGES[stage](), kinds)
   options = zoo.default_options(stage)
   if len(options) == 1:
-    return _fields(options[stage], kinds)
+    return _fields(*options.values(), kinds)
   return mlc.ConfigDict({name: _fields(value, kinds) for name, value in options.items()})
 
 
@@ -88,9 +94,16 @@ def _mixture_fields() -> mlc.ConfigDict:
 
 def _generation_fields() -> mlc.ConfigDict:
   """Decoding options of evaluation and prediction."""
-  generation = mlc.ConfigDict({name: getattr(GenerationConfig(), name) for name in _GENERATION})
+  generation = mlc.ConfigDict({'max_length': GenerationConfig.max_length})
+  for name, kind in _GENERATION.items():  # see `GenerationConfig`; None: as the backbone has it
+    generation[name] = optional(None, kind)
   generation.by_task = False      # a task's own max_length and num_beams come before these
   generation.compat_length_in_average = False  # of free texts, in average_metrics (published)
+  generation.samples = 0          # held-out texts that evaluation continues (language modelling)
+  generation.prompt_tokens = 16   # of each, at its beginning
+  generation.temperature = 1.0    # of sampling; above 0
+  generation.top_k = 0            # most probable tokens that may be drawn; 0 all, 1 no sampling
+  generation.top_p = 1.0          # probability of the fewest tokens that may be drawn
   return generation
 
 
@@ -103,6 +116,21 @@ def _prompt_fields() -> mlc.ConfigDict:
   prompt.target = ''              # prompt of the target task, to which sources are compared
   prompt.descriptions = mlc.ConfigDict()  # task -> sentence in place of the task's own
   return prompt
+
+
+def _model_fields() -> mlc.ConfigDict:
+  """Backbone and how to compute."""
+  model = mlc.ConfigDict()
+  model.name = 't5-base'          # published name, hub id, local folder, or 'playground'
+  model.tokenizer = ''            # the same; '' takes model.name
+  model.weights = 'pretrained'    # 'pretrained' | 'random' (a folder's or name's config only)
+  model.shape = mlc.ConfigDict()  # T5Config field -> value in place of the name's (random weights)
+  model.embedding = 'random'      # 'random' | 'cooccurrence' start of random weights' embedding
+  model.dtype = 'float32'         # 'float32' | 'bfloat16' activations and products
+  model.frozen_dtype = 'float32'  # 'float32' | 'bfloat16' storage of frozen parameters
+  model.scan_layers = True        # loop over layers by scan; False unrolls
+  model.remat = False             # recompute activations in the backward pass
+  return model
 
 
 def base_config(stage: str) -> mlc.ConfigDict:
@@ -123,19 +151,12 @@ def base_config(stage: str) -> mlc.ConfigDict:
   config.together = True          # train all replicas in one program; False: one after the other
   config.frozen_seed = 0          # of deltas that stay at their random start
   config.few_shot_by_seed = False  # draw few-shot rows by the replica's seed, not data.data_seed
-  config.model = model = mlc.ConfigDict()
-  model.name = 't5-base'          # published name, hub id, local folder, or 'playground'
-  model.tokenizer = ''            # the same; '' takes model.name
-  model.weights = 'pretrained'    # 'pretrained' | 'random' (a folder's or name's config only)
-  model.shape = mlc.ConfigDict()  # T5Config field -> value in place of the name's (random weights)
-  model.embedding = 'random'      # 'random' | 'cooccurrence' start of random weights' embedding
-  model.dtype = 'float32'         # 'float32' | 'bfloat16' activations and products
-  model.frozen_dtype = 'float32'  # 'float32' | 'bfloat16' storage of frozen parameters
-  model.scan_layers = True        # loop over layers by scan; False unrolls
-  model.remat = False             # recompute activations in the backward pass
+  config.model = _model_fields()
   config.method = _method_fields(stage)
   config.trainable = ()           # ((path pattern, group or 'frozen'), ...) before the method's own
   config.prompt = _prompt_fields()
+  if language_modelling.is_language(stage):
+    config.prompt.descriptions[language_modelling.NAME] = 'continue the text'
   config.sources = ()             # folders of source experts, in the order of the bank
   config.starts = ()              # experts to start from, one replica for each; () starts afresh
   config.data = data = _fields(DataConfig(), {'root': str})
@@ -150,13 +171,15 @@ def base_config(stage: str) -> mlc.ConfigDict:
   data.target_buckets = ()        # allowed target lengths; () takes powers of two from 8
   data.lookahead = 32             # steps whose rows are sorted by length together; 1: no sorting
   data.cache_dir = ''             # folder of the token cache; '' is <workdir>/cache
-  data.text = ()                  # files or folders of plain text (span corruption)
+  data.text = ()                  # files or folders of plain text (span corruption, language)
+  data.text_validation = ()       # held-out text; () holds out chunks (language modelling)
+  data.text_test = ()             # the same for the split 'test'
   data.text_tasks = ()            # tasks whose train inputs are text too (span corruption)
   data.sentences = 20000          # sentences of the playground's text, if data.source says so
   data.unit = 'chunk'             # 'chunk' of max_source_length | 'line' (span corruption)
   data.noise_density = 0.15       # share of hidden tokens (span corruption)
   data.mean_span = 3.0            # tokens (span corruption)
-  data.validation_chunks = 64     # chunks held out (span corruption)
+  data.validation_chunks = 64     # chunks held out (span corruption, language modelling)
   config.generation = _generation_fields()
   config.train = default_train_config()
   config.train.metric = 'average_metrics'
@@ -177,7 +200,7 @@ def options_of(config: mlc.ConfigDict) -> Any:
     return _as_options(STAGES[config.stage], config.method, config.stage)
   kinds = {name: zoo.ZOO[name].options for name in zoo.names_of(config.stage)}
   if len(kinds) == 1:
-    return _as_options(kinds[config.stage], config.method, config.stage)
+    return _as_options(*kinds.values(), config.method, config.stage)
   if set(config.method) != set(kinds):
     raise UserError(f"config.method does not hold the options of stage '{config.stage}'; choose a"
                     ' config file of that stage.')
@@ -286,7 +309,17 @@ def parse_argument(text: str | None, **defaults: Any) -> dict[str, Any]:
 
 
 def generation_config(config: mlc.ConfigDict, model_config: Any) -> GenerationConfig:
-  """Returns the decoding options with the ids of the backbone."""
-  options = {name: config.generation[name] for name in _GENERATION}
-  return GenerationConfig(**options, start_id=model_config.start_id,
-                          eos_id=model_config.eos_id, pad_id=model_config.pad_id)
+  """Returns the decoding options: those of the backbone, with what the config says in their place.
+
+  Args:
+    config: of the stage.
+    model_config: of the backbone; has ids, and perhaps decoding options of its checkpoint.
+  """
+  options = {'start_id': model_config.start_id, **dict(getattr(model_config, 'generation', ()))}
+  options |= {name: config.generation[name] for name in _GENERATION
+              if config.generation[name] is not None}
+  for name in ('forced_bos_token_id', 'forced_eos_token_id'):
+    if options.get(name) == NO_TOKEN:
+      options[name] = None
+  return GenerationConfig(config.generation.max_length, **options, eos_id=model_config.eos_id,
+                          pad_id=model_config.pad_id)

@@ -16,10 +16,12 @@ from pemt_jax.data.tasks_base import DEFAULT_TEMPLATE
 from pemt_jax.data.templates import Example, RowError
 from pemt_jax.errors import UserError
 from pemt_jax.experts.library import CARD, expert_folder, list_experts
+from pemt_jax.methods.language_modelling import is_language
 from pemt_jax.stages.artefacts import LoadedExpert, open_expert
 from pemt_jax.stages.backbone import Backbone
 from pemt_jax.stages.classification import class_scores
 from pemt_jax.stages.config import data_config
+from pemt_jax.stages.language_modelling import continued_texts
 from pemt_jax.stages.labels import make_label_scorer, score_rows
 from pemt_jax.training.experiment import Replica
 
@@ -114,21 +116,45 @@ def predict_file(place: pathlib.Path, source: pathlib.Path, target: pathlib.Path
     raise UserError(f"{place} holds {len(folders)} experts ({', '.join(f.name for f in folders)});"
                     ' give the folder of one of them.')
   expert = open_expert(folders[0], None, overrides)
+  if is_language(expert.stage.config.stage):
+    return _write_lines(target, _continued(expert, source))
   task = _task_of(expert, task)
   own = data_config(expert.stage.config).for_task(task)
   examples = read_examples(source, task, own.template)
   texts, scores = predict_examples(expert, examples, task)
   words = get_task(task).label_words
-  lines = []
+  lines: list[dict[str, Any]] = []
   for i, (example, text) in enumerate(zip(examples, texts, strict=True)):
     row: dict[str, Any] = {'source': example.source, 'prediction': text}
     if scores is not None:
       row['label_scores'] = {word: float(s) for word, s in zip(words, scores[i], strict=True)}
-    lines.append(json.dumps(row, ensure_ascii=False))
+    lines.append(row)
+  return _write_lines(target, lines)
+
+
+def _write_lines(target: pathlib.Path, rows: list[dict[str, Any]]) -> int:
+  """Writes rows as JSON lines in one move; returns their number."""
+  lines = [json.dumps(row, ensure_ascii=False) for row in rows]
   partial = target.with_name(f'.{target.name}.part')
   partial.write_text('\n'.join(lines) + '\n', encoding='utf-8')
   partial.replace(target)
   return len(lines)
+
+
+def _continued(expert: LoadedExpert, source: pathlib.Path) -> list[dict[str, Any]]:
+  """Rows `source` of a file with what an expert on plain text writes behind them."""
+  if not source.is_file():
+    raise UserError(f"there is no file '{source}' of texts to continue; correct the path of"
+                    ' --input.')
+  table = sources.read_file(str(source))
+  prompts = [row.get('source') for row in table.rows]
+  for place, prompt in enumerate(prompts):
+    if not prompt:
+      raise UserError(f"{table.place(place)}: no text in 'source' to continue.")
+  stage = expert.stage
+  texts = continued_texts(stage, (expert.tuned, stage.start.frozen, expert.constants), prompts)
+  return [{'source': prompt, 'prediction': text}
+          for prompt, text in zip(prompts, texts, strict=True)]
 
 
 def _task_of(expert: LoadedExpert, task: str) -> str:

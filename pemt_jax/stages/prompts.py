@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,14 @@ def description_ids(config: mlc.ConfigDict, task: str, tokenizer: Tokenizer) -> 
   ids = tokenizer.encode_batch([text])[0]
   length = config.prompt.length
   return [ids[i % len(ids)] for i in range(length)] if length else ids
+
+
+PLACES = ('encoder/embed/prompt', 'decoder/embed/prompt')
+
+
+def prompt_place(flat: Mapping[str, Any]) -> str:
+  """Path of the prompt among leaves by path; the encoder's where there is none."""
+  return next((place for place in PLACES if f'{place}/table' in flat), PLACES[0])
 
 
 INITS = ('vocab', 'sample', 'normal', 'uniform', 'scaled_uniform')

@@ -20,6 +20,7 @@ from pemt_jax.data.tasks import PLAYGROUND_PREFIX, get_task
 from pemt_jax.data.templates import Example
 from pemt_jax.data.tokenizer import Tokenizer
 from pemt_jax.errors import UserError, number, one_of
+from pemt_jax.methods.language_modelling import NAME, is_language
 from pemt_jax.stages.config import data_config, for_task
 from pemt_jax.stages.starts import start_folder
 
@@ -61,10 +62,16 @@ class ReplicaSpec:
 def replica_specs(config: mlc.ConfigDict) -> tuple[ReplicaSpec, ...]:
   """Returns task x start x seed x learning rate x batch size; names carry only what differs.
 
+  Plain text counts as one task.
+
   Raises:
     UserError: no task, an unknown task, a start that is no expert, a replica that is given twice,
       a number out of its range.
   """
+  if is_language(config.stage):
+    found = _specs_of(config, NAME)
+    _check(found)
+    return tuple(found)
   if not config.tasks:
     raise UserError('the config names no task; set config.tasks to task names.')
   tasks = [_task_name(name) for name in config.tasks]

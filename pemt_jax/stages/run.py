@@ -12,6 +12,7 @@ import ml_collections as mlc
 import numpy as np
 
 from pemt_jax.experts import tree_files
+from pemt_jax.methods.language_modelling import NAME
 from pemt_jax.stages import analysis, span_corruption
 from pemt_jax.stages.artefacts import save_experts
 from pemt_jax.stages.backbone import Backbone
@@ -30,7 +31,7 @@ class StageResult:
   Attributes:
     stage: the built stage; None after span corruption.
     trained: best trees and results.
-    experts: replica name -> expert folder (the backbone's folder after span corruption).
+    experts: replica name -> expert folder (the backbone's folder after pretraining).
   """
 
   stage: Stage | None
@@ -64,7 +65,11 @@ def run_stage(config: mlc.ConfigDict, workdir: str | pathlib.Path,
   else:
     trained = _one_by_one(stage, experiment, workdir)
   analysis.write(stage, trained, workdir)
-  folders = save_experts(stage, trained.tuned, trained.constants, trained.results, workdir)
+  if config.stage == NAME:
+    folders = {'backbone': workdir / 'backbone'}
+    span_corruption.save_backbone(trained.tuned, stage.backbone, config, folders['backbone'])
+  else:
+    folders = save_experts(stage, trained.tuned, trained.constants, trained.results, workdir)
   analysis.write_resources(workdir, time.monotonic() - began)
   return StageResult(stage, trained, folders)
 

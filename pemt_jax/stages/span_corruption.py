@@ -14,7 +14,7 @@ from pemt_jax.data.line_corruption import make_line_corruption
 from pemt_jax.data.span_corruption import make_span_corruption
 from pemt_jax.data.tokenizer import Tokenizer, train_word_tokenizer
 from pemt_jax.errors import UserError, one_of
-from pemt_jax.interop import huggingface
+from pemt_jax.interop import backbones
 from pemt_jax.methods import baselines
 from pemt_jax.methods.base import make_loss
 from pemt_jax.models.t5 import T5
@@ -131,7 +131,7 @@ def save_backbone(tuned: Tree, backbone: Backbone, config: mlc.ConfigDict,
                   folder: pathlib.Path) -> None:
   """Writes the first replica's backbone as a Hugging Face folder with its tokenizer."""
   params = jax.tree.map(lambda leaf: np.asarray(leaf[0]), tuned)
-  huggingface.save_t5(folder, backbone.config, params)
+  backbones.save(folder, backbone.config, params)
   named = pathlib.Path(place(config.model.tokenizer or config.model.name))
   tokenizer = folder.parent / TOKENIZER if config.data.source == 'playground' else named
   if not any((tokenizer / name).is_file() for name in _VOCABULARIES):  # It came from the hub.

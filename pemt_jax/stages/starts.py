@@ -11,8 +11,7 @@ from pemt_jax.errors import UserError
 from pemt_jax.experts import tree_files
 from pemt_jax.experts.library import CARD, FOLDER, check_backbone, load_expert
 from pemt_jax.models.segments import join_shapes
-from pemt_jax.stages.prompts import left_pad
-from pemt_jax.stages.sources import PROMPT
+from pemt_jax.stages.prompts import left_pad, prompt_place
 from pemt_jax.trees import Tree, flatten, unflatten
 
 WITHOUT = 'without_'  # a merge that leaves a task out carries the task's name behind this
@@ -55,9 +54,10 @@ def start_values(folder: pathlib.Path, backbone: tuple[str, str],
   check_backbone(card, *backbone)
   expected = flatten(join_shapes(shapes))
   flat, state = flatten(tuned), flatten(constants)
-  table = f'{PROMPT}/table'
+  place = prompt_place(flat)
+  table = f'{place}/table'
   if table in flat and len(flat[table]) <= getattr(expected.get(table), 'shape', (0,))[0]:
-    flat[table], state[f'{PROMPT}/mask'] = left_pad(flat[table], expected[table].shape[0])
+    flat[table], state[f'{place}/mask'] = left_pad(flat[table], expected[table].shape[0])
   flat = {path: np.asarray(leaf, np.float32) for path, leaf in flat.items()}
   tree_files.check_description(tree_files.describe(unflatten(flat)),
                                tree_files.describe(unflatten(expected)), folder)
