@@ -1,4 +1,4 @@
-"""HyperFormer++ on t5-base, eight tasks of GLUE: lr 3e-4, 65536 steps, batch 32, embed / 32 units."""
+"""HyperFormer++ on t5-base, eight GLUE tasks: lr 3e-4, 65536 steps, batch 32, embed / 32 units."""
 
 from __future__ import annotations
 
