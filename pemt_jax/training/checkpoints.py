@@ -152,6 +152,33 @@ class BestTrees:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+class BestTreesInMemory(BestTrees):
+  """Best trees that no file holds: a run that is stopped starts again."""
+
+  def __init__(self):
+    super().__init__('')
+    self._trees: dict[str, tuple[int, Any, Any]] = {}
+
+  def save(self, name: str, step: int, tuned: Any, constants: Any) -> None:
+    """Keeps the trees of ONE replica in place of earlier ones."""
+    self._trees[name] = step, tuned, constants
+
+  def load(self, name: str, step: int) -> tuple[Any, Any]:
+    """Returns (tuned, constants).
+
+    Raises:
+      UserError: they are those of another step.
+    """
+    kept, tuned, constants = self._trees.get(name, (None, None, None))
+    if kept != step:
+      raise UserError(f"the best tree of '{name}' was kept in memory and is gone; start in a new "
+                      'workdir.')
+    return tuned, constants
+
+  def prune(self, wanted: Iterable[tuple[str, int | None]]) -> None:
+    """There is nothing to remove."""
+
+
 def require_same_replicas(record: Record, names: list[str], place: str | os.PathLike) -> None:
   """Checks that a checkpoint is of a run with these replicas.
 

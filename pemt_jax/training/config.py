@@ -62,6 +62,7 @@ def default_train_config() -> mlc.ConfigDict:
   # Files and display.
   config.log_every = 50          # updates between metric lines, >= 1
   config.checkpoint_every = _steps_or_word('evaluation')  # 'evaluation' | 'never' | updates, >= 1
+  config.best_trees = 'disk'     # 'disk' | 'memory': a run that is stopped starts again
   config.keep = 1                # run checkpoints to keep, >= 1 (best steps are kept apart)
   config.progress = 'auto'       # 'auto' (only in a terminal) | 'always' | 'never'
   config.tensorboard = True      # whether to write TensorBoard files beside metrics.jsonl

@@ -39,7 +39,8 @@ class Run:
     self.frozen = jax.tree.map(jnp.asarray, experiment.frozen)
     self.tx = optimisers.make_optimiser(options, experiment.rules)
     self.store = checkpoints.RunCheckpoints(workdir / 'checkpoints' / 'run', options.keep)
-    self.best = checkpoints.BestTrees(workdir / 'checkpoints' / 'best')
+    self.best = (checkpoints.BestTrees(workdir / 'checkpoints' / 'best')
+                 if options.best_trees == 'disk' else checkpoints.BestTreesInMemory())
     self.recent: dict[int, list[Any]] = {}  # step -> example ids of each member, until checked
     self.losses: dict[str, float] = {}  # of the last log
     self.step = 0
@@ -234,14 +235,16 @@ class Run:
   def wants_checkpoint(self, due: list[Replica]) -> bool:
     """Whether a run checkpoint belongs to this step."""
     every = self.options.checkpoint_every
-    if every == 'never':
+    if every == 'never' or self.options.best_trees == 'memory':
       return False
     if not self.live:
       return True
     return bool(due) if every == 'evaluation' else self.step % every == 0
 
   def save(self) -> None:
-    """Saves the run."""
+    """Saves the run; one whose best trees are in memory only cannot go on and is not saved."""
+    if self.options.best_trees == 'memory':
+      return
     with self.clock.phase('step'):
       self._check_finite()
     with self.meter.paused(), self.clock.phase('checkpoint'):

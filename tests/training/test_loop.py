@@ -75,6 +75,16 @@ def test_resume_is_exact(straight, tmp_path, error, at):
         k: v for k, v in expected.results[name].items() if 'second' not in k}
 
 
+def test_best_trees_may_stay_in_memory(straight, tmp_path):
+  totals, _, expected = straight
+  config = toy.make_config(best_trees='memory')
+  with pytest.raises(interruption.RunInterrupted):
+    loop.train(stopping_stream(toy.make_experiment(totals), 26), config, tmp_path)
+  found = loop.train(toy.make_experiment(totals), config, tmp_path)
+  np.testing.assert_array_equal(weights(found), weights(expected))
+  assert not list((tmp_path / 'checkpoints').glob('*/*'))
+
+
 def test_replicas_together_equal_one_by_one(straight, tmp_path):
   totals, _, together = straight
   for index, name in enumerate(totals):
