@@ -13,6 +13,7 @@ from pemt_jax.experts import packed
 from pemt_jax.interop import expert_format
 from pemt_jax.interop import files
 from pemt_jax.interop import huggingface
+from pemt_jax.interop import hyperformer_experts
 from pemt_jax.interop import peft_experts
 from pemt_jax.interop import pemt_baselines
 from pemt_jax.interop import pemt_files
@@ -141,6 +142,10 @@ def _convert_folder(
     return propetl_experts.to_expert(source, target, options.backbone)
   if target_kind == propetl_experts.KIND and source_kind == 'expert':
     return propetl_experts.from_expert(source, target, options.weights)
+  if source_kind == hyperformer_experts.KIND and target_kind == 'expert':
+    return hyperformer_experts.to_expert(source, target, options.backbone)
+  if target_kind == hyperformer_experts.KIND and source_kind == 'expert':
+    return hyperformer_experts.from_expert(source, target, options.weights)
   if source_kind == pemt_prompts.KIND and target_kind == 'expert':
     tasks = options.target.split(',') if options.target else ()
     return pemt_prompts.to_expert(source, target, options.backbone, options.source_folders(), tasks)
@@ -324,4 +329,5 @@ ABOUT: Mapping[str, str] = {
     **{kind: form.about for kind, form in FORMATS.items()}, **peft_experts.FOLDERS,
     pemt_prompts.KIND: pemt_prompts.ABOUT, propetl_experts.KIND: propetl_experts.ABOUT,
     propetl_roberta_experts.KIND: propetl_roberta_experts.ABOUT,
+    hyperformer_experts.KIND: hyperformer_experts.ABOUT,
     PACKED: 'expert of ProPETL with one bit for each entry of its masks; it is read as an expert'}

@@ -1,0 +1,134 @@
+"""Model folders of the HyperFormer code on T5 <-> experts of the library.
+
+A folder has the weights of the whole model and `config.json`, as transformers write them, and
+`arguments_results.json`, the arguments of the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pemt_jax.data.tasks import get_task
+from pemt_jax.data.tasks_hyperformer import HYPERFORMER_PREFIX
+from pemt_jax.errors import UserError
+from pemt_jax.experts import library, tree_files
+from pemt_jax.interop import files, huggingface, hyperformer_names
+from pemt_jax.interop.hyperformer_names import HyperformerLayout
+from pemt_jax.methods import hyperformer, zoo
+from pemt_jax.methods.base import Method
+from pemt_jax.models import t5_config
+from pemt_jax.models.sites import plan_as_json
+from pemt_jax.training.rules import split_params
+from pemt_jax.trees import Tree, flatten, merge
+
+KIND = 'hyperformer'
+ABOUT = 'model folder of the HyperFormer code (T5) with its arguments_results.json'
+ARGUMENTS = 'arguments_results.json'
+STAGES = (hyperformer_names.CONTROLLER, *hyperformer.SCOPES)
+_CLOSE = 1e-6  # largest difference of frozen weights from those of the backbone
+
+
+def _our_name(task: str) -> str:
+  """Name of a task here; one that is not known keeps its own."""
+  try:
+    return get_task(HYPERFORMER_PREFIX + task).name
+  except UserError:
+    return task
+
+
+def _method(layout: HyperformerLayout) -> Method:
+  return zoo.ZOO[layout.stage].make(layout.options, layout.config, 0)
+
+
+def to_expert(source: str | pathlib.Path, target: str | pathlib.Path,
+              backbone: str | None = None) -> list[str]:
+  """Reads a folder of the original program and writes an expert.
+
+  Args:
+    source: folder with weights, config.json and the arguments.
+    target: folder of the expert.
+    backbone: T5 that it stands on; default is `model_name_or_path` of the arguments.
+
+  Returns:
+    No paths; everything has a place.
+
+  Raises:
+    UserError: no backbone, another one than that of the weights, or files that do not fit.
+  """
+  source, target = pathlib.Path(source), pathlib.Path(target)
+  flags = tree_files.read_json(source / ARGUMENTS)
+  name = backbone or flags.get('model_name_or_path')
+  if not name:
+    raise UserError(f"'{source / ARGUMENTS}' names no backbone ('model_name_or_path'); give"
+                    ' --backbone.')
+  config, params = huggingface.load_t5(name)
+  layout = hyperformer_names.layout_from_flags(flags, config)
+  method = _method(layout)
+  found = hyperformer_names.state_to_tree(files.read_tensors(source), layout)
+  frozen, tuned = split_params(found, method.tuned)
+  _require_backbone(frozen, params, source, name)
+  tasks = [_our_name(task) for task in layout.tasks]
+  mixture = {'sampling': 'temperature', 'batches': 'drawn'} if len(tasks) > 1 else {}
+  values = dataclasses.asdict(layout.options)
+  library.save_expert(target, tuned, {}, library.ExpertCard(
+      name=target.name, method=layout.stage, plan=plan_as_json(method.plan), task=tasks[0],
+      backbone_id=name, backbone_hash=library.backbone_hash(params),
+      extra={'options': values, 'sources': [], 'config': {
+          'stage': layout.stage, 'tasks': tasks, 'mixture': mixture, 'method': values,
+          'model': {'name': name}}}))
+  return []
+
+
+def _require_backbone(frozen: Tree, params: Tree, source: pathlib.Path, name: str) -> None:
+  flat = flatten(params)
+  for path, leaf in flatten(frozen).items():
+    if np.max(np.abs(leaf - flat[path])) > _CLOSE:
+      raise UserError(f"'{source}' has other values of {path} than backbone '{name}', which it has"
+                      ' not trained; give --backbone with the T5 that it started from.')
+
+
+def from_expert(source: str | pathlib.Path, target: str | pathlib.Path,
+                weights: str = '') -> list[str]:
+  """Reads an expert and writes a folder of the original program.
+
+  Args:
+    source: folder of the expert.
+    target: folder to write.
+    weights: 'torch' or 'safetensors'; '' means torch, as the program does.
+
+  Returns:
+    No paths; everything has a place.
+
+  Raises:
+    UserError: an expert that the original program has no form for.
+  """
+  tuned, _, card = library.load_expert(source)
+  if card.method not in STAGES:
+    raise UserError(f"expert '{card.name}' is of method '{card.method}'; only {', '.join(STAGES)}"
+                    ' have a form in the HyperFormer code.')
+  config, params = huggingface.load_t5(card.backbone_id)
+  kind = zoo.ZOO[card.method].options
+  options = kind(**_known(card.extra['options'], kind))
+  tasks = card.extra.get('config', {}).get('tasks') or [card.task]
+  if options.members or options.count != len(tasks):
+    raise UserError(f"expert '{card.name}' has {options.count} adapters for {len(tasks)} tasks; the"
+                    ' HyperFormer code names an adapter by its task.')
+  layout = HyperformerLayout(config, tuple(task.removeprefix(HYPERFORMER_PREFIX) for task in tasks),
+                             card.method, options)
+  target = pathlib.Path(target)
+  huggingface.write_model(target, hyperformer_names.table_of(layout), merge(params, tuned),
+                          t5_config.to_hf(config), torch_format=weights != 'safetensors')
+  tree_files.write_json(target / ARGUMENTS, {
+      'model_name_or_path': card.backbone_id, **hyperformer_names.flags_of(layout)})
+  return []
+
+
+def _known(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
+  names = {field.name for field in dataclasses.fields(kind)}
+  return {name: tuple(value) if isinstance(value, list) else value
+          for name, value in values.items() if name in names}
