@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+import functools
 import hashlib
 import json
 from pathlib import Path
 import re
-from typing import Any, Protocol
+from typing import Any
 
+from pemt_jax.data.tokenizer_backends import (
+    EOS, PAD, UNK, Backend, FastBackend, SentencePieceBackend, sentinel_name)
 from pemt_jax.errors import UserError
 
-PAD, EOS, UNK = '<pad>', '</s>', '<unk>'
-_CHUNK = 8192  # texts handed to the parallel encoder at once; bounds the memory of its records
+MASKS = ('<mask>', '[MASK]')
 _HUB_PREFIXES = (
     (re.compile(r't5-v1_1-'), 'google/'),
     (re.compile(r't5-.*-lm-adapt$'), 'google/'),
@@ -28,126 +30,6 @@ _HUB_PREFIXES = (
     (re.compile(r'bert-'), 'google-bert/'),
     (re.compile(r'gpt2'), 'openai-community/'),
 )
-
-
-def sentinel_name(index: int) -> str:
-  """Text form of sentinel `index` (0 is the first one used in a corrupted input)."""
-  return f'<extra_id_{index}>'
-
-
-class _Backend(Protocol):
-  """What a tokenizer library must offer to `Tokenizer`."""
-
-  def encode(self, texts: list[str]) -> list[list[int]]:
-    ...
-
-  def plain(self) -> _Backend:
-    """The same without special ids around texts, but for an end mark."""
-
-  def decode(self, ids: list[list[int]]) -> list[str]:
-    ...
-
-  def token_id(self, token: str) -> int | None:
-    ...
-
-  def size(self) -> int:
-    ...
-
-  def identity(self) -> bytes:
-    ...
-
-  def save(self, folder: Path) -> dict[str, int]:
-    """Writes the vocabulary; returns what tokenizer_config.json must say besides its tokens."""
-
-
-class _FastBackend:
-  """The `tokenizers` library; encodes a list of texts on all cores."""
-
-  def __init__(self, tokenizer: Any, specials: bool = True):
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    self._tokenizer, self._specials = tokenizer, specials
-
-  def plain(self) -> _FastBackend:
-    return _FastBackend(self._tokenizer, specials=False)
-
-  def encode(self, texts: list[str]) -> list[list[int]]:
-    rows: list[list[int]] = []
-    for start in range(0, len(texts), _CHUNK):
-      found = self._tokenizer.encode_batch_fast(
-          texts[start:start + _CHUNK], add_special_tokens=self._specials)
-      rows += [encoding.ids for encoding in found]
-    return rows
-
-  def decode(self, ids: list[list[int]]) -> list[str]:
-    return self._tokenizer.decode_batch(ids, skip_special_tokens=True)
-
-  def token_id(self, token: str) -> int | None:
-    return self._tokenizer.token_to_id(token)
-
-  def size(self) -> int:
-    return self._tokenizer.get_vocab_size(with_added_tokens=True)
-
-  def identity(self) -> bytes:
-    return self._tokenizer.to_str().encode() + (b'' if self._specials else b'plain')
-
-  def save(self, folder: Path) -> dict[str, int]:
-    self._tokenizer.save(str(folder / 'tokenizer.json'))
-    return {}
-
-
-class _SentencePieceBackend:
-  """A T5 `spiece.model`, to which the sentinels are appended, the first one with the highest id."""
-
-  def __init__(self, path: Path, sentinels: int):
-    import sentencepiece
-    self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    self._base, self._sentinels = self._pieces.get_piece_size(), sentinels
-    self._model = path.read_bytes()
-    named = [PAD, EOS, UNK] + [sentinel_name(i) for i in range(sentinels)]
-    self._special = {name: self.token_id(name) for name in named if self.token_id(name) is not None}
-    self._splitter = re.compile('(' + '|'.join(map(re.escape, self._special)) + ')')
-
-  def plain(self) -> _SentencePieceBackend:
-    return self
-
-  def encode(self, texts: list[str]) -> list[list[int]]:
-    rows = self._pieces.encode(texts, num_threads=-1)
-    eos = self._special[EOS]
-    for index, text in enumerate(texts):
-      if '<' in text and self._splitter.search(text):
-        rows[index] = self._encode_with_specials(text)
-      rows[index].append(eos)
-    return rows
-
-  def _encode_with_specials(self, text: str) -> list[int]:
-    """Ids of a text that spells special tokens: sentencepiece alone would take them for letters."""
-    ids: list[int] = []
-    for part in self._splitter.split(text):
-      ids += [self._special[part]] if part in self._special else self._pieces.encode(part)
-    return ids
-
-  def decode(self, ids: list[list[int]]) -> list[str]:
-    special = set(self._special.values())
-    kept = [[i for i in row if 0 <= i < self._base and i not in special] for row in ids]
-    return self._pieces.decode(kept)
-
-  def token_id(self, token: str) -> int | None:
-    match = re.fullmatch(r'<extra_id_(\d+)>', token)
-    if match and int(match[1]) < self._sentinels:
-      return self._base + self._sentinels - 1 - int(match[1])
-    piece = self._pieces.piece_to_id(token)
-    return piece if self._pieces.id_to_piece(piece) == token else None
-
-  def size(self) -> int:
-    return self._base + self._sentinels
-
-  def identity(self) -> bytes:
-    return self._model + str(self._sentinels).encode()
-
-  def save(self, folder: Path) -> dict[str, int]:
-    (folder / 'spiece.model').write_bytes(self._model)
-    return {'extra_ids': self._sentinels}
 
 
 class Tokenizer:
@@ -161,7 +43,7 @@ class Tokenizer:
     fingerprint: hex digest of everything that decides ids; equal digests mean equal ids.
   """
 
-  def __init__(self, backend: _Backend, pad_token: str, eos_token: str, origin: str,
+  def __init__(self, backend: Backend, pad_token: str, eos_token: str, origin: str,
                ends_sources: bool = True):
     """Wraps a backend.
 
@@ -175,7 +57,7 @@ class Tokenizer:
     self.eos_id = self._required(eos_token, 'eos_token')
     self.vocab_size = backend.size()
     digest = hashlib.sha256(backend.identity())
-    digest.update(f'{type(backend).__name__} {self.pad_id} {self.eos_id}'.encode())
+    digest.update(f'_{type(backend).__name__} {self.pad_id} {self.eos_id}'.encode())
     if not ends_sources:
       digest.update(b'open sources')
     self.fingerprint = digest.hexdigest()
@@ -253,6 +135,29 @@ class Tokenizer:
           'needs a tokenizer with one sentinel per span, or shorter inputs.')
     return found
 
+  @functools.cached_property
+  def mask_id(self) -> int:
+    """Id that stands for hidden ids; the first sentinel where there is no mask.
+
+    Raises:
+      UserError: if the vocabulary has neither.
+    """
+    found = self.known_ids((*MASKS, sentinel_name(0)))
+    if not found:
+      raise UserError(f'Tokenizer {self._origin!r} has none of the tokens {", ".join(MASKS)} and no '
+                      'sentinel; text infilling needs one of them.')
+    return found[0]
+
+  @functools.cached_property
+  def front_ids(self) -> tuple[int, ...]:
+    """Ids that stand in front of every encoded text."""
+    return tuple(self.encode_batch([''], add_eos=False)[0])
+
+  def known_ids(self, tokens: Iterable[str]) -> tuple[int, ...]:
+    """Ids of those tokens that the vocabulary has."""
+    found = (self._backend.token_id(token) for token in tokens)
+    return tuple(index for index in found if index is not None)
+
 
 def load_tokenizer(name_or_folder: str | Path) -> Tokenizer:
   """Loads a tokenizer.
@@ -290,18 +195,18 @@ def load_tokenizer(name_or_folder: str | Path) -> Tokenizer:
   return _from_transformers(str(folder), name)
 
 
-def _read_fast(path: Path) -> _FastBackend:
+def _read_fast(path: Path) -> FastBackend:
   import tokenizers
   try:
-    return _FastBackend(tokenizers.Tokenizer.from_file(str(path)))
+    return FastBackend(tokenizers.Tokenizer.from_file(str(path)))
   except Exception as error:  # The library raises bare Exception for a bad file.
     raise UserError(f'Cannot read tokenizer file {str(path)!r} ({_short(error)}); fetch it again.'
                    ) from error
 
 
-def _read_spiece(path: Path, sentinels: int) -> _SentencePieceBackend:
+def _read_spiece(path: Path, sentinels: int) -> SentencePieceBackend:
   try:
-    return _SentencePieceBackend(path, sentinels)
+    return SentencePieceBackend(path, sentinels)
   except (RuntimeError, OSError) as error:
     raise UserError(f'Cannot read tokenizer file {str(path)!r} ({_short(error)}); fetch it again.'
                    ) from error
@@ -348,7 +253,7 @@ def _from_transformers(source: str, name: str) -> Tokenizer:
   try:
     import transformers
     loaded = transformers.AutoTokenizer.from_pretrained(source)
-    backend = _FastBackend(loaded.backend_tokenizer)
+    backend = FastBackend(loaded.backend_tokenizer)
   except Exception as error:  # Hub, network and file errors of many types mean the same here.
     raise UserError(
         f'Tokenizer {name!r} is neither a local folder nor available from the Hugging Face hub as '
