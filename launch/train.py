@@ -1,4 +1,4 @@
-"""Trains any stage, or runs a study or weight ensembling; the same command resumes its workdir.
+"""Trains any stage, or runs several as a study; the same command resumes its workdir.
 
 python launch/train.py --config=configs/pemt/stage1.py --workdir=DIR [--config.x.y=z ...]
 """
@@ -22,9 +22,10 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=Tr
 def main(_: list[str]) -> None:
   """Runs the stage and prints one line per replica."""
   from pemt_jax.stages.ensembling_config import ENSEMBLING
+  from pemt_jax.stages.few_shot_config import FEW_SHOT
   from pemt_jax.stages.study_config import STUDY
-  if CONFIG.value.get('stage') in (ENSEMBLING, STUDY):
-    _several_stages(CONFIG.value.stage == STUDY)
+  if CONFIG.value.get('stage') in (ENSEMBLING, FEW_SHOT, STUDY):
+    _several_stages(CONFIG.value.stage)
     return
   from pemt_jax.stages.run import run_stage
   result = run_stage(CONFIG.value, WORKDIR.value)
@@ -36,12 +37,13 @@ def main(_: list[str]) -> None:
     print(f'{name}: {folder}')
 
 
-def _several_stages(study: bool) -> None:
-  """Runs a study or weight ensembling; prints tables and the path of the report."""
+def _several_stages(stage: str) -> None:
+  """Runs a study, few-shot tuning or weight ensembling; prints tables and the report's path."""
   from pemt_jax.reports import files, html, sections, tables
-  from pemt_jax.stages.ensembling import run_ensembling
-  from pemt_jax.stages.study import run_study
-  result = (run_study if study else run_ensembling)(CONFIG.value, WORKDIR.value)
+  from pemt_jax.stages import ensembling, ensembling_config, few_shot, study, study_config
+  run = {study_config.STUDY: study.run_study,
+         ensembling_config.ENSEMBLING: ensembling.run_ensembling}.get(stage, few_shot.run_few_shot)
+  result = run(CONFIG.value, WORKDIR.value)
   workdir = pathlib.Path(WORKDIR.value)
   for table in sections.result_tables(files.read_stage(workdir, workdir)):
     print(f'{table.title}\n\n{tables.to_markdown(table)}')

@@ -143,3 +143,8 @@ def write_lines(path: str | pathlib.Path, lines: Sequence[tuple[str, Sequence[st
   """Writes (input, answers) pairs as a .tsv file that `read_prebuilt` reads."""
   text = ''.join('\t'.join((source, *answers)) + '\n' for source, answers in lines)
   pathlib.Path(path).write_text(text, encoding='utf-8', newline='\n')
+
+
+def has_test(folder: pathlib.Path) -> bool:
+  """Whether a task's folder holds test rows."""
+  return _find(folder, 'test') is not None or any(folder.glob('*_test.tsv'))

@@ -1,0 +1,149 @@
+"""Few-shot tuning through a whole grid: draws, padded batches, the table, resuming."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pemt_jax.data import gym_files
+from pemt_jax.errors import UserError
+from pemt_jax.reports import few_shot as tables
+from pemt_jax.stages import few_shot
+from pemt_jax.stages.few_shot_config import (
+    check_few_shot, few_shot_config, gym_recipe, set_shared, titles_of)
+from pemt_jax.stages.rows import RowStore, replica_specs
+from pemt_jax.stages.run import run_stage
+from tests.stages import small
+
+TITLE = 'mc_taco'
+SEEDS = (13, 42)
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+  """A task with two draws, and a backbone that knows its words."""
+  root = tmp_path_factory.mktemp('few_shot')
+  (root / TITLE).mkdir()
+  for seed in SEEDS:
+    for part, size in (('train', 8), ('dev', 4), ('test', 6)):
+      gym_files.write_lines(root / TITLE / f'{TITLE}_16_{seed}_{part}.tsv', [
+          (f'word {part} {i if part == "test" else (seed + i) % 12}', [('yes', 'no')[i % 2]])
+          for i in range(size)])
+  small.write_backbone(root / 'backbone', [f'[{TITLE}] word train dev test yes no',
+                                           *map(str, range(12))])
+  return root
+
+
+def _config(root, **changes):
+  tuned = gym_recipe(small.config_of('bitfit', str(root / 'backbone'), (), data__root=str(root)))
+  with tuned.unlocked():
+    tuned.data.max_source_length, tuned.data.max_target_length = 24, 4
+    tuned.generation.max_length, tuned.generation.num_beams = 3, 1
+    tuned.train.eval_every, tuned.train.best_trees = 1, 'memory'
+  config = few_shot_config(tuned)
+  config.tasks, config.samples = (TITLE,), SEEDS
+  config.learning_rates, config.batch_sizes = (1e-2,), (2, 4)
+  config.update(changes)
+  return config
+
+
+@pytest.fixture(scope='module')
+def done(root):
+  """The folder of a finished run, two draws in one program, and its result."""
+  return root / 'run', few_shot.run_few_shot(_config(root), root / 'run')
+
+
+def test_the_table_has_the_grid_and_the_best_cell_of_each_draw(done):
+  folder, result = done
+  table = pd.read_csv(folder / TITLE / tables.RESULT)
+  assert tuple(table.columns) == tables.COLUMNS
+  prefixes = [f'{TITLE}_16_{seed}' for seed in SEEDS]
+  assert table['prefix'].tolist() == [
+      name for prefix in prefixes for name in (prefix, prefix, f'{prefix}_best')]
+  assert table['bsz'].tolist()[:2] == [2, 4] and set(table['lr']) == {1e-2}
+  assert table['dev_performance'].between(0, 1).all()
+  pd.testing.assert_frame_equal(table, result.results[TITLE])
+  for prefix in prefixes:
+    lines = (folder / TITLE / f'{prefix}_predictions.txt').read_text().splitlines()
+    assert len(lines) == 6 and all(lines)
+  records = json.loads((folder / 'result.json').read_text())['records']
+  assert [record['replica'] for record in records] == [f'{TITLE}-seed0', f'{TITLE}-seed1']
+  assert pd.read_csv(folder / 'summary.csv')['entry'].tolist()[2:4] == ['mean', 'std']
+  assert not list(folder.rglob('checkpoints/*')) and not list(folder.rglob('experts'))
+
+
+def test_a_finished_run_is_read_and_other_settings_are_refused(done, root, monkeypatch):
+  folder, result = done
+  monkeypatch.setattr(few_shot, 'run_stage', lambda *_: pytest.fail('it trained again'))
+  again = few_shot.run_few_shot(_config(root), folder)
+  pd.testing.assert_frame_equal(again.results[TITLE], result.results[TITLE])
+  other = _config(root)
+  other.tuned.train.steps = 3
+  with pytest.raises(UserError, match='holds a run with config.train.steps = 2, this call has 3'):
+    few_shot.run_few_shot(other, folder)
+
+
+def test_every_draw_has_rows_of_its_own(root):
+  config = few_shot.stage_config(_config(root), TITLE, SEEDS, root)
+  specs = replica_specs(config)
+  assert [spec.config.data.batch_size for spec in specs] == [2, 4, 2, 4]
+  store = RowStore(None, root)
+  texts = lambda spec, split: [e.source for e in store.examples(spec, split).examples]
+  for split in ('train', 'validation', 'test'):
+    assert texts(specs[0], split) == texts(specs[1], split)
+    assert (texts(specs[0], split) == texts(specs[2], split)) == (split == 'test')
+  assert texts(specs[0], 'test')[0] == f' [{TITLE}] word test 0'
+  assert store.examples(specs[0], 'test').examples[0].target == ' yes'
+
+
+@pytest.mark.slow
+def test_padded_batches_change_nothing(done, root, tmp_path):
+  """A cell of the grid trained alone ends with the score and loss that it has in the grid."""
+  config = few_shot.stage_config(_config(root, batch_sizes=(2,)), TITLE, SEEDS[:1], tmp_path)
+  alone = run_stage(config, tmp_path / 'alone')
+  values, = alone.trained.results.values()
+  table = done[1].results[TITLE]
+  assert values['best_value'] / 100 == table['dev_performance'][0]
+  read = lambda path: [json.loads(line) for line in path.read_text().splitlines()]
+  mine = [line['train/loss'] for line in read(tmp_path / 'alone' / 'metrics.jsonl')
+          if 'train/loss' in line]
+  grid = [line['train/loss'] for line in read(done[0] / TITLE / '13_42' / 'metrics.jsonl')
+          if 'train/loss' in line and 'seed13' in line['replica'] and 'rows2' in line['replica']]
+  assert len(mine) == 2 and mine[0] > 1
+  np.testing.assert_allclose(mine, grid, rtol=1e-4)
+
+
+def test_a_task_may_have_a_start_of_its_own(root, tmp_path, monkeypatch):
+  seen = []
+
+  def prepare(config, title, folder):
+    seen.append((title, folder))
+    config.train.steps = 5
+    return config
+
+  monkeypatch.setattr(few_shot, 'run_stage', lambda config, *_: seen.append(config.train.steps)
+                      or (_ for _ in ()).throw(UserError('enough.')))
+  with pytest.raises(UserError, match='enough'):
+    few_shot.run_few_shot(_config(root, replicas=2), tmp_path, prepare)
+  assert seen == [(TITLE, tmp_path / TITLE), 5]
+
+
+def test_tasks_come_from_a_split(root):
+  config = _config(root, tasks=())
+  assert len(titles_of(config)) == 20
+  config = _config(root, tasks=(), part='train', skip_missing=True)
+  set_shared(config)
+  assert titles_of(config) == (TITLE,)
+  with pytest.raises(UserError, match='no task is left to tune'):
+    titles_of(_config(root, tasks=(), part='dev', skip_missing=True))
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'batch_sizes': ()}, 'config.batch_sizes is empty'), ({'keep': 'all'}, "config.keep is 'all'"),
+    ({'replicas': 1}, 'config.replicas is 1')])
+def test_wrong_values_are_named(root, changes, message):
+  with pytest.raises(UserError, match=message):
+    check_few_shot(_config(root, **changes))
