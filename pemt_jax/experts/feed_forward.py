@@ -85,13 +85,15 @@ class DenseExperts:
       return found
     for name, shape in self.shapes(site.features).items():
       bias = Weight(shape[1:], _FEATURES[name][1:])
-      found[f'{name}_bias'] = bias.stacked(count) if self.biases == 'expert' else bias
+      found[f'{name}/bias'] = bias.stacked(count) if self.biases == 'expert' else bias
     return found
 
   def kernel_weights(self, site: Site, count: int) -> Weights:
     """What `__call__` reads: kernels [expert, in, out], and biases."""
-    return {name: Weight(shape, _FEATURES[name], normal_init(shape[0]**-0.5)).stacked(count)
-            for name, shape in self.shapes(site.features).items()} | self._biases(site, count)
+    kernels = {f'{name}/kernel': Weight(shape, _FEATURES[name], normal_init(shape[0]**-0.5))
+               for name, shape in self.shapes(site.features).items()}
+    return ({name: weight.stacked(count) for name, weight in kernels.items()}
+            | self._biases(site, count))
 
   def weights(self, site: Site, count: int) -> Weights:
     """What is trained; for dense experts what is read."""
@@ -117,10 +119,10 @@ class DenseExperts:
     rows = groups.rows(x)
 
     def project(name, rows):
-      y = groups.product(rows, values[name])
+      y = groups.product(rows, values[f'{name}/kernel'])
       if self.biases == 'none':
         return y
-      bias = values[f'{name}_bias']
+      bias = values[f'{name}/bias']
       return y + (groups.spread(bias) if self.biases == 'expert' else bias)
 
     hidden = ACTIVATIONS[self.activation](project(self.inputs[0], rows))
@@ -173,7 +175,7 @@ class MPOExperts(DenseExperts):
     for name, factors in self.factors:
       cores = [values[f'{name}/core_{k}'] for k in range(len(factors.rows))]
       cores[factors.centre] = jnp.expand_dims(cores[factors.centre], -5)
-      found[name] = rebuild(cores, self.shapes(self.embed)[name])
+      found[f'{name}/kernel'] = rebuild(cores, self.shapes(self.embed)[name])
     return found
 
 

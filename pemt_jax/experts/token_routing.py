@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pemt_jax.deltas.base import Delta, Values, Weight, Weights, create
+from pemt_jax.errors import UserError
 from pemt_jax.experts import grouped
 from pemt_jax.experts.feed_forward import Experts, Work
 from pemt_jax.models.layers import fold_name, uniform
@@ -90,7 +91,14 @@ class TokenRouting(Delta):
 
   def act(self, values: Values, base: Base, x: jax.Array, context: SiteContext,
           site: Site) -> tuple[jax.Array, Aux]:
-    """[batch, length, embed] -> same shape; `values` hold kernels, see `module`."""
+    """[batch, length, embed] -> same shape; `values` hold kernels, see `module`.
+
+    Raises:
+      UserError: each row has experts of its own.
+    """
+    if values['router/kernel'].ndim > 2:
+      raise UserError(f"the routed feed-forward at '{site.path}' cannot stand in a bank; train a"
+                      ' model of its own for each task, or one for all of them.')
     key = None if context.key is None else fold_name(context.key, 'mlp/router')
     offsets = {1: context.offset} if site.stack == 'encoder' else None
     seen = x.astype(jnp.float32)
@@ -145,8 +153,7 @@ class _AtSite(nn.Module):
   def __call__(self, base: Base, x: Any, context: SiteContext) -> tuple[Any, Aux]:
     delta, site = self.delta, self.site
     kernels = delta.experts.kernel_weights(site, delta.count)
-    given = self.variables.get('params', {})
-    if all(hasattr(given.get(name), 'shape') for name in kernels):
+    if kernels.keys() <= flatten(self.variables.get('params', {})).keys():
       values = create(self, delta.router_weights(site) | kernels, site.dtype)
     else:
       made = create(self, delta.weights(site), site.dtype)

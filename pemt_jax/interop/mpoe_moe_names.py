@@ -62,10 +62,15 @@ class RoutedLayout:
     return factors.core_shapes(factors.ranks(self.limit))
 
 
-def turned(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Tensors with the cores' inner axes exchanged: [r, out, in, r'] <-> [r, in, out, r']."""
-  return {name: np.swapaxes(value, -3, -2) if _CORE.fullmatch(name) else np.asarray(value)
-          for name, value in state.items()}
+def turned(state: Mapping[str, Any], table: names.Table) -> dict[str, np.ndarray]:
+  """Tensors with the cores' inner axes exchanged: [r, out, in, r'] <-> [r, in, out, r'].
+
+  Those of the token table stay [r, vocab, embed, r'].
+  """
+  stay = {weight.name for weight in table.weights if weight.path.startswith('shared/')}
+  stay |= {alias for alias, name in table.aliases.items() if name in stay}
+  return {name: np.swapaxes(value, -3, -2) if _CORE.fullmatch(name) and name not in stay
+          else np.asarray(value) for name, value in state.items()}
 
 
 def weights_of(layout: RoutedLayout, start: str, path: str,
@@ -97,7 +102,7 @@ def _switch(layout, start, path, index) -> Iterator[names.Weight]:
     for kernel in _KERNELS:
       own, name = (*index, expert), f'{start}experts.{expert}.{kernel}'
       if layout.factors is None:
-        yield names.Weight(f'{name}.weight', f'{path}{kernel}', own, layout.shape(kernel)[::-1],
+        yield names.Weight(f'{name}.weight', f'{path}{kernel}/kernel', own, layout.shape(kernel)[::-1],
                            True)
         continue
       for k, shape in enumerate(layout.cores(kernel)):
@@ -112,9 +117,9 @@ def _top2(layout, start, path, index) -> Iterator[names.Weight]:
                      (layout.embed, layout.count))
   for kernel, (matrix, bias) in _KERNELS.items():
     shape, name = layout.shape(kernel), f'{start}experts.{matrix}'
-    yield names.Weight(f'{start}experts.{bias}', f'{path}{kernel}_bias', index, shape[1:])
+    yield names.Weight(f'{start}experts.{bias}', f'{path}{kernel}/bias', index, shape[1:])
     if layout.factors is None:
-      yield names.Weight(name, f'{path}{kernel}', index, (layout.count, *shape))
+      yield names.Weight(name, f'{path}{kernel}/kernel', index, (layout.count, *shape))
       continue
     for k, shape in enumerate(layout.cores(kernel)):
       lead = () if k == layout.factors[kernel].centre else (layout.count,)
@@ -145,10 +150,10 @@ def state_to_tree(state: Mapping[str, Any], table: names.Table) -> Tree:
   Raises:
     UserError: tensors that are missing, unexpected, misshaped or not equal.
   """
-  return names.load(turned(state), table)
+  return names.load(turned(state, table), table)
 
 
 def tree_to_state(tree: Tree, table: names.Table, *, aliases: bool = False,
                   partial: bool = False) -> dict[str, np.ndarray]:
   """The reverse; `aliases` repeats the central cores, `partial` lets leaves be absent."""
-  return turned(names.dump(tree, table, aliases=aliases, partial=partial))
+  return turned(names.dump(tree, table, aliases=aliases, partial=partial), table)

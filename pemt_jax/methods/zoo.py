@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from pemt_jax.errors import UserError
 from pemt_jax.methods import (
-    adamix, adapters, attempt, baselines, bitfit, hyperformer, ia3, low_rank, mixda, mpo, prefixes,
-    propetl, propetl_roberta, subspace)
+    adamix, adapters, attempt, baselines, bitfit, hyperformer, ia3, low_rank, mixda, moe, mpo,
+    prefixes, propetl, propetl_roberta, subspace)
 from pemt_jax.methods.base import (
     FROZEN, Auxiliary, Expand, FirstValues, Method, Observe, as_initialised, joined)
 from pemt_jax.methods.language_modelling import tuned_by
@@ -73,6 +73,8 @@ ZOO: dict[str, Entry] = {
     'hyperformer': Entry(hyperformer.HyperOptions, hyperformer.hyperformer),
     'hyperformer_pp': Entry(hyperformer.HyperOptions, hyperformer.hyperformer_pp),
     mpo.NAME: Entry(mpo.MPOOptions, mpo.mpo),
+    moe.SWITCH: Entry(moe.SwitchOptions, moe.switch),
+    moe.TOP2: Entry(moe.TopTwoOptions, moe.top2),
     'prefix': Entry(prefixes.PrefixOptions, prefixes.prefix),
     'prefix_kv': Entry(prefixes.KeyValuePrefixOptions, prefixes.prefix_kv),
     'intrinsic_prefix': Entry(prefixes.IntrinsicPrefixOptions, prefixes.intrinsic_prefix),

@@ -10,6 +10,13 @@ from pemt_jax.parity import common
 
 # Start of a case's name -> module below `parity` and function; the first match decides.
 _FUNCTIONS = {
+    'decompose_': ('mpoe_matrices', 'decomposition'),
+    'linear_mpo_': ('mpoe_matrices', 'linear'),
+    'embedding_mpo_': ('mpoe_matrices', 'embedding'),
+    'bert_mpo_': ('mpoe_matrices', 'bert'),
+    't5_mpo_': ('mpoe_matrices', 't5'),
+    'switch_': ('mpoe_moe', 'layer'),
+    'moe_top2_': ('mpoe_moe', 'layer'),
     'adapter_': ('mpoe_hyperformer', 'compute'),
     'hyperformer': ('mpoe_hyperformer', 'compute'),
     'multitask_sampler': ('mpoe_hyperformer', 'compute'),

@@ -49,6 +49,7 @@ def delta_of(layout: RoutedLayout, flags: Mapping[str, Any]) -> TokenRouting:
     return Switch(experts, layout.count, eval_capacity_factor=capacity, dropped='input',
                   scaling='probability' if flags['is_scale_prob'] else 'gradient')
   return TopTwo(experts, layout.count, policy=flags.get('policy', 'random'),
+                eval_capacity_factor=2.0,
                 eval_policy=flags.get('policy', flags.get('second_policy_eval', 'random')))
 
 
