@@ -58,21 +58,34 @@ def decompose(matrix: np.ndarray, factors: Factors,
     stack = lambda arrays: np.stack(arrays).reshape(*matrix.shape[:-2], *arrays[0].shape)
     return Decomposition(*([stack(group) for group in zip(*column, strict=True)]
                            for column in ([p.cores for p in parts], [p.spectra for p in parts])))
-  rest = np.zeros(factors.shape)
-  rest[:matrix.shape[0], :matrix.shape[1]] = matrix
+  found = _split_evenly(left_chain(matrix, factors))
+  cores = cut(found.cores, factors.ranks(ranks) if isinstance(ranks, int) else ranks)
+  kind = matrix.dtype if np.issubdtype(matrix.dtype, np.floating) else np.float64
+  return Decomposition([core.astype(kind) for core in cores], found.spectra)
+
+
+def _paired(matrix: np.ndarray, factors: Factors) -> np.ndarray:
+  """[i_0, j_0, i_1, j_1, ...] float64 of a matrix, with zeros as padding."""
+  room = np.zeros(factors.shape)
+  room[:matrix.shape[0], :matrix.shape[1]] = matrix
   count = len(factors.rows)
   order = [axis for k in range(count) for axis in (k, count + k)]
-  rest = rest.reshape(*factors.rows, *factors.cols).transpose(order)
-  left, rank = [], 1
+  return room.reshape(*factors.rows, *factors.cols).transpose(order)
+
+
+def left_chain(matrix: np.ndarray, factors: Factors) -> Cores:
+  """Cores with full ranks whose columns, [r i j, r'], are orthonormal but for the last core.
+
+  Args:
+    matrix: [rows, cols], not larger than the factors.
+    factors: of both dimensions.
+  """
+  rest, left, rank = _paired(matrix, factors), [], 1
   for i, j in list(zip(factors.rows, factors.cols, strict=True))[:-1]:
     basis, rest = np.linalg.qr(rest.reshape(rank * i * j, -1))
     left.append(basis.reshape(rank, i, j, -1))
     rank = basis.shape[1]
-  left.append(rest.reshape(rank, factors.rows[-1], factors.cols[-1], 1))
-  found = _split_evenly(left)
-  cores = cut(found.cores, factors.ranks(ranks) if isinstance(ranks, int) else ranks)
-  kind = matrix.dtype if np.issubdtype(matrix.dtype, np.floating) else np.float64
-  return Decomposition([core.astype(kind) for core in cores], found.spectra)
+  return [*left, rest.reshape(rank, factors.rows[-1], factors.cols[-1], 1)]
 
 
 def canonicalise(cores: Sequence[np.ndarray]) -> Decomposition:
@@ -169,16 +182,12 @@ def solve_central(cores: Sequence[np.ndarray], matrix: np.ndarray, factors: Fact
   """
   centre = factors.centre
   factors.require(matrix.shape)
-  rest = np.zeros(factors.shape)
-  rest[:matrix.shape[0], :matrix.shape[1]] = matrix
-  count = len(factors.rows)
-  order = [axis for k in range(count) for axis in (k, count + k)]
+  rest = _paired(matrix, factors)
   before, behind = np.eye(1), np.eye(1)
   for core in cores[:centre]:
     before = np.tensordot(before, np.asarray(core, np.float64), 1).reshape(-1, core.shape[-1])
   for core in reversed(cores[centre + 1:]):
     behind = np.tensordot(np.asarray(core, np.float64), behind, 1).reshape(core.shape[0], -1)
-  rest = rest.reshape(*factors.rows, *factors.cols).transpose(order)
   middle = np.tensordot(np.linalg.pinv(before), rest.reshape(before.shape[0], -1), 1)
   middle = middle.reshape(-1, behind.shape[1]) @ np.linalg.pinv(behind)
   shape = (before.shape[1], factors.rows[centre], factors.cols[centre], behind.shape[0])
