@@ -159,8 +159,8 @@ def join_masks(sources: Sequence[MaskedSource], rule: str) -> tuple[Masked, tupl
 def _check_same(source: MaskedSource, first: MaskedSource) -> None:
   alike = lambda one: dataclasses.replace(one.masked, members=((0, 0),), density=1.0, fan='in')
   if alike(source) != alike(first):
-    raise UserError(f'source {source.place} has a prototype of another form or with other masks than'
-                    f' {first.place}; train all sources with one config.')
+    raise UserError(f'source {source.place} has a prototype of another form or with other masks'
+                    f' than {first.place}; train all sources with one config.')
   for path, leaf in first.arrays.items():
     if leaf.dtype != np.dtype(BITS) and not np.array_equal(leaf, source.arrays[path]):
       raise UserError(f'source {source.place} has a prototype of its own; the masks of a bank stand'

@@ -30,7 +30,10 @@ def default_train_config() -> mlc.ConfigDict:
   # Optimiser.
   config.optimizer = 'adamw'     # a name of optimisers.OPTIMISERS
   config.learning_rate = 3e-4    # peak rate, >= 0
-  config.schedule = 'linear'     # 'linear' | 'constant' | 'cosine' | 'inverse_sqrt'
+  config.schedule = 'linear'     # a name of schedules.SCHEDULES
+  config.schedule_power = 1.0    # 'polynomial': of the share of steps that are left, > 0
+  config.schedule_end = 1e-7     # 'polynomial': last rate, >= 0, below the peak rate
+  config.schedule_cycles = 1     # 'cosine_w_restarts': falls from the peak rate to 0, >= 1
   config.warmup_steps = 0        # updates from rate 0 to the peak, >= 0
   config.first_group = ''        # group that alone moves in the first steps (ProPETL: 'scores')
   config.first_steps = 1         # number of these steps, >= 1; the schedule starts behind them
@@ -88,7 +91,10 @@ def check_train_config(config: mlc.ConfigDict) -> None:
       'accumulate': config.accumulate >= 1, 'patience': config.patience >= 0,
       'second_decay': config.second_decay > 0, 'clip_rms': config.clip_rms > 0,
       'label_smoothing': 0 <= config.label_smoothing < 1, 'first_steps': config.first_steps >= 1,
-      'first_factor': config.first_factor >= 0,
+      'first_factor': config.first_factor >= 0, 'schedule_power': config.schedule_power > 0,
+      'schedule_end': config.schedule != 'polynomial' or (
+          0 <= config.schedule_end < config.learning_rate),
+      'schedule_cycles': config.schedule_cycles >= 1,
       'vanishing_loss': config.vanishing_loss >= 0,
       'log_every': config.log_every >= 1, 'keep': config.keep >= 1,
   }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 from typing import Any
@@ -51,11 +52,51 @@ def inverse_sqrt_schedule(step: Array, peak: Array, warmup: Array, total: Array)
   return peak * _warm(step, warmup) * jnp.sqrt(knee / late)
 
 
+def polynomial_schedule(step: Array, peak: Array, warmup: Array, total: Array, power: float = 1.0,
+                        end: float = 1e-7) -> jax.Array:
+  """Warm-up from 0 to `peak`, then `end` + (peak - end) * (share of steps left)^power.
+
+  As in Hugging Face `get_polynomial_decay_schedule_with_warmup`; scalars or [replica].
+
+  Args:
+    step: updates made so far.
+    peak: highest rate.
+    warmup: steps from 0 to it.
+    total: step from which the rate is `end`.
+    power: of the share of steps that are left; 1 is linear.
+    end: last rate, an absolute value below `peak`.
+  """
+  left = 1.0 - _progress(step, warmup, total)
+  falling = end + (peak - end) * left**power
+  return jnp.where(jnp.asarray(step) < jnp.asarray(warmup), peak * _warm(step, warmup), falling)
+
+
+def restarts_schedule(step: Array, peak: Array, warmup: Array, total: Array,
+                      cycles: int = 1) -> jax.Array:
+  """Warm-up from 0 to `peak`, then `cycles` halves of a cosine from `peak` to 0, 0 from `total` on.
+
+  As in Hugging Face `get_cosine_with_hard_restarts_schedule_with_warmup`; scalars or [replica]. The
+  place in a cycle is exact, so that a restart comes at its step.
+  """
+  step, warmup, total = (jnp.asarray(x, jnp.float32) for x in (step, warmup, total))
+  span = jnp.maximum(total - warmup, 1.0)
+  place = jnp.mod(cycles * jnp.maximum(step - warmup, 0.0), span) / span
+  rate = peak * _warm(step, warmup) * 0.5 * (1.0 + jnp.cos(jnp.pi * place))
+  return jnp.where(step - warmup >= span, 0.0, rate)
+
+
 SCHEDULES: dict[str, Callable[..., jax.Array]] = {
     'linear': linear_schedule,
     'constant': constant_schedule,
     'cosine': cosine_schedule,
     'inverse_sqrt': inverse_sqrt_schedule,
+    'polynomial': polynomial_schedule,
+    'cosine_w_restarts': restarts_schedule,
+}
+# Schedule -> its options: argument and field of `config.train`.
+OPTIONS: Mapping[str, Mapping[str, str]] = {
+    'polynomial': {'power': 'schedule_power', 'end': 'schedule_end'},
+    'cosine_w_restarts': {'cycles': 'schedule_cycles'},
 }
 
 
@@ -119,6 +160,9 @@ def make_schedule(config: Any, rules: Rules) -> Callable[..., Any]:
     UserError: `first_group` is no group of the rules.
   """
   schedule = SCHEDULES[config.schedule]
+  own = {name: config[field] for name, field in OPTIONS.get(config.schedule, {}).items()}
+  if own:
+    schedule = functools.partial(schedule, **own)
   if not config.first_group:
     return schedule
   groups = sorted({group for _, group in rules if group != FROZEN})

@@ -1,4 +1,4 @@
-"""A bank over one prototype: its experts are those of the sources, its gates mix them, bits only."""
+"""A bank over one prototype: its experts are those of the sources, its gates mix them."""
 
 from __future__ import annotations
 
@@ -181,14 +181,14 @@ def test_mistakes_are_told():
   with pytest.raises(UserError, match='source second has a prototype of its own; the masks of a'):
     bank_of(stored(model, tuned), stored(model, other, 'second'))
   lora, more, _ = source_of('lora')
-  with pytest.raises(UserError, match='source second has a prototype of another form or with other'):
+  with pytest.raises(UserError, match='source second has a prototype of another form or with'):
     bank_of(stored(model, tuned), stored(lora, more, 'second'))
   first, own, _ = source_of('adapter', first_layer=2)
   with pytest.raises(UserError, match='source first has the mask of a task in its first layer'):
     bank_of(stored(first, own), stored(first, own, 'second'))
   for options, words in (({'form': 'lora', 'rank': 3}, 'is no bank of experts'),
                          ({'form': 'prefix', 'length': 3}, 'is no bank of experts'),
-                         ({'reduction': 2, 'place': 'layer'}, 'has no shared prototype with masks')):
+                         ({'reduction': 2, 'place': 'layer'}, 'has no shared prototype')):
     plan = propetl.propetl(propetl.ProPETLOptions(**options), CONFIG, 0).plan
     with pytest.raises(UserError, match=words):
       masked_bank.masked_of(plan_as_json(plan), 'first')

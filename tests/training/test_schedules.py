@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 
 from pemt_jax.errors import UserError
 from pemt_jax.training import schedules
-from pemt_jax.training.config import default_train_config
+from pemt_jax.training.config import check_train_config, default_train_config
 
 RULES = (('.*scores', 'scores'), ('.*norm', 'norm'), ('.*', 'frozen'))
 
@@ -39,6 +40,38 @@ def test_there_may_be_several_first_steps():
 def test_without_a_first_group_the_schedule_is_one_rate():
   config = default_train_config()
   assert schedules.make_schedule(config, RULES) is schedules.linear_schedule
+
+
+@pytest.mark.parametrize('schedule, options, name, arguments', [
+    ('polynomial', {'schedule_power': 2.5, 'schedule_end': 1e-3},
+     'get_polynomial_decay_schedule_with_warmup', {'power': 2.5, 'lr_end': 1e-3}),
+    ('polynomial', {}, 'get_polynomial_decay_schedule_with_warmup', {}),
+    ('cosine_w_restarts', {'schedule_cycles': 3},
+     'get_cosine_with_hard_restarts_schedule_with_warmup', {'num_cycles': 3}),
+    ('cosine_w_restarts', {}, 'get_cosine_with_hard_restarts_schedule_with_warmup', {})])
+def test_rates_are_those_of_transformers(schedule, options, name, arguments):
+  torch = pytest.importorskip('torch')
+  optimization = pytest.importorskip('transformers.optimization')
+  peak, warmup, total = 0.5, 3, 15
+  optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=peak)
+  theirs = getattr(optimization, name)(optimizer, warmup, total, **arguments)
+  config = default_train_config()
+  config.learning_rate, config.schedule = peak, schedule
+  config.update(options)
+  check_train_config(config)
+  ours = jax.jit(schedules.make_schedule(config, RULES))
+  for step in range(total + 3):
+    np.testing.assert_allclose(ours(step, peak, warmup, total), theirs.get_last_lr()[0],
+                               rtol=2e-6, atol=1e-9, err_msg=str(step))
+    optimizer.step()
+    theirs.step()
+
+
+def test_a_last_rate_above_the_peak_is_refused():
+  config = default_train_config()
+  config.schedule, config.schedule_end = 'polynomial', 1.0
+  with pytest.raises(UserError, match='config.train.schedule_end is 1.0, which is out of range'):
+    check_train_config(config)
 
 
 def test_an_unknown_first_group_is_refused():
