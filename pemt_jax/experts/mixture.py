@@ -13,6 +13,9 @@ from pemt_jax.deltas.adapter import Bottleneck, bottleneck, bottleneck_weights
 from pemt_jax.deltas.base import Delta, create
 from pemt_jax.experts.bank import AdapterExperts, LoRAExperts
 from pemt_jax.experts.masked_bank import MaskedExperts
+from pemt_jax.experts.routers import RouterSpec, route_logits, router_weights
+from pemt_jax.experts.routes import select, selection_noise
+from pemt_jax.models.layers import fold_name
 from pemt_jax.models.sites import Aux, Base, Site, SiteContext, StackShape
 
 
@@ -36,6 +39,10 @@ class SourceMixture(Delta):
     mask_padding: leave padding out of the sparsity loss; the published loss averages over it, so
       that it depends on the length to which a batch happens to be padded. Padding of the prompt
       never counts.
+    gate_hidden: hidden units of a gate that is a router (Ye et al. 2022) with weights of its own in
+      each layer; 0 takes one linear map, which starts even.
+    gate_mode: how logits become weights, a word of `routes.MODES`; noise is drawn per row and layer
+      in training only.
   """
 
   experts: LoRAExperts | AdapterExperts | MaskedExperts
@@ -44,6 +51,8 @@ class SourceMixture(Delta):
   temperature: float = 1.0
   pool_without_prompt: str = 'first'
   mask_padding: bool = True
+  gate_hidden: int = 0
+  gate_mode: str = 'softmax'
 
   def module(self, site: Site, name: str) -> nn.Module:
     """Returns the module for a site."""
@@ -101,9 +110,13 @@ class _Prepared(nn.Module):
 class _Gate(nn.Module):
   count: int
   axis: str
+  hidden: int = 0
 
   @nn.compact
   def __call__(self, z: jax.Array) -> jax.Array:
+    if self.hidden:
+      spec = RouterSpec('linear', z.shape[-1], self.hidden, 1, self.count)
+      return route_logits(spec, create(self, router_weights(spec), jnp.float32), z)[0]
     init = nn.with_logical_partitioning(nn.initializers.zeros, (self.axis, 'expert'))
     kernel = self.param('kernel', init, (z.shape[-1], self.count), jnp.float32)
     return jnp.matmul(z, kernel, precision=jax.lax.Precision.HIGHEST)
@@ -136,8 +149,10 @@ class _SourceMixture(nn.Module):
       z, axis = own.shared['pooled'], 'embed'
     else:
       z, axis = pool_prompt(x, context.prompt_mask, config.pool_without_prompt), site.in_axis
-    logits = _Gate(config.count, axis, name='gate')(z)
-    gate = jax.nn.softmax(logits / config.temperature, axis=-1)
+    logits = _Gate(config.count, axis, config.gate_hidden, name='gate')(z)
+    key = None if context.key is None else fold_name(context.key, f'{site.path}/gate')
+    noise = selection_noise(config.gate_mode, key, logits.shape)
+    gate = select(logits, config.gate_mode, config.temperature, noise)
     y += bank.mix(gate)
     aux = {'gate': gate}
     if config.adapter is not None:

@@ -15,6 +15,7 @@ from pemt_jax.deltas.adapter import ACTIVATIONS, Adapter, Bottleneck, ParallelAd
 from pemt_jax.deltas.lora import LoRA
 from pemt_jax.deltas.prompt import Prompt
 from pemt_jax.errors import UserError, number, one_of
+from pemt_jax.experts import routes
 from pemt_jax.experts.bank import AdapterExperts, LoRAExperts
 from pemt_jax.experts.masked import Masked
 from pemt_jax.experts.masked_bank import MaskedExperts
@@ -85,6 +86,11 @@ class Stage2Options:
     encoder_layers: encoder layers with a target adapter; None means all.
     decoder_layers: decoder layers with a target adapter; None means all, () none.
     sparsity_weight: factor of the task sparsity loss, >= 0.
+    gate: 'linear', one map for each layer (published), or 'router', a network for each layer with a
+      hidden layer (Ye et al. 2022).
+    gate_hidden: hidden units of a router.
+    gate_mode: how logits become weights: 'softmax' (published), 'gumbel_softmax' or
+      'gumbel_softmax_st', see `experts.routes.select`.
     gate_temperature: divides the gates' logits, > 0.
     tune_gate: False leaves the uniform gate.
     tune_norms: train all norms of the backbone.
@@ -104,6 +110,9 @@ class Stage2Options:
   encoder_layers: tuple[int, ...] | None = None
   decoder_layers: tuple[int, ...] | None = None
   sparsity_weight: float = 0.1
+  gate: str = 'linear'
+  gate_hidden: int = 64
+  gate_mode: str = 'softmax'
   gate_temperature: float = 1.0
   tune_gate: bool = True
   tune_norms: bool = True
@@ -117,6 +126,9 @@ class Stage2Options:
       UserError: an unknown word or a number out of its range.
     """
     number('method.reduction', self.reduction, self.reduction >= 1, 'of at least 1')
+    one_of('method.gate', self.gate, ('linear', 'router'))
+    one_of('method.gate_mode', self.gate_mode, routes.MODES)
+    number('method.gate_hidden', self.gate_hidden, self.gate_hidden >= 1, 'of at least 1')
     number('method.gate_temperature', self.gate_temperature, self.gate_temperature > 0, 'above 0')
     number('method.sparsity_weight', self.sparsity_weight, self.sparsity_weight >= 0,
            'of at least 0')
@@ -236,7 +248,7 @@ def stage2(options: Stage2Options, config: T5Config, prompt_length: int,
       tuned.append((r'.*/wo/.*/?adapter/(pre|post)_norm/.*', 'frozen'))
     tuned.append((f'.*/{bank.place}/(pemt/)?adapter/.*', 'adapter'))
   if bank.count > 1 and options.tune_gate:
-    tuned.append((f'.*/{bank.place}/pemt/gate/kernel', 'gate'))
+    tuned.append((f'.*/{bank.place}/pemt/gate/.*', 'gate'))
   if options.tune_norms:
     tuned.append(NORMS)
   return Method('pemt/stage2', Plan(tuple(rules)), (*tuned, FROZEN),
@@ -264,7 +276,9 @@ def _mixture(options, bank, bottleneck, inside, outside):
                else AdapterExperts(bank.width, bank.activation))
   mixture = SourceMixture(
       experts, bank.count, bottleneck, options.gate_temperature,
-      pool_without_prompt=options.pool_without_prompt, mask_padding=options.mask_padding)
+      pool_without_prompt=options.pool_without_prompt, mask_padding=options.mask_padding,
+      gate_hidden=options.gate_hidden if options.gate == 'router' else 0,
+      gate_mode=options.gate_mode)
   rules = []
   if inside != ():
     rules += _at_sites(bank, mixture, inside)

@@ -22,11 +22,11 @@ PROMPT_MASK = np.array([0, 1, 1], np.float32)
 
 
 def act(config, mask=MASK, rows=np.ones(ROWS, np.float32), prompt_mask=PROMPT_MASK,
-        stack='encoder', params=None):
+        stack='encoder', params=None, key=None):
   """(output, auxiliaries, parameters) of the mixture at one layer's `wo`."""
   site = Site(f'{stack}/mlp/wo', MLP, EMBED, 'mlp', 'embed', jnp.float32)
   context = SiteContext(mask, rows, prompt_mask=prompt_mask, sublayer_input=NORMED,
-                        encoder_states=NORMED)
+                        encoder_states=NORMED, key=key)
   prepared = config.stack_module(StackShape(stack, 1, EMBED, 2, 4, MLP, jnp.float32), 'pemt')
   if prepared is not None:
     context = context.replace(shared={'pemt': prepared.apply({}, context)[0]})
@@ -62,6 +62,23 @@ def test_gates_read_the_real_prompt_or_the_positions_of_the_rule(stack, prompt, 
   assert set(aux) == {'gate'}
   assert np.ptp(expected) > 0.05
   np.testing.assert_allclose(aux['gate'], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('stack', ['encoder', 'decoder'])
+def test_a_router_may_take_the_place_of_the_linear_gate(stack):
+  config = SourceMixture(LoRAExperts(RANK), COUNT, None, 2.5, gate_hidden=5)
+  _, aux, params = act(config, stack=stack)
+  z = (X if stack == 'encoder' else NORMED)[:, 1:3].mean(axis=1)
+  hidden, out = params['gate']['hidden'], params['gate']['out']
+  inner = jax.nn.gelu(z @ hidden['kernel'] + hidden['bias'], approximate=False)
+  logits = inner @ out['kernel'] + out['bias']
+  np.testing.assert_allclose(aux['gate'], softmax(logits / 2.5), rtol=1e-5)
+  _, hard, _ = act(tiny.replace(config, gate_mode='gumbel_softmax_st'), stack=stack, params=params)
+  np.testing.assert_array_equal(hard['gate'], np.eye(COUNT)[logits.argmax(-1)])
+  noisy = tiny.replace(config, gate_mode='gumbel_softmax')
+  first, second = (act(noisy, stack=stack, params=params, key=jax.random.key(seed))[1]['gate']
+                   for seed in range(2))
+  assert not np.allclose(first, second)
 
 
 def test_prompt_padding_is_not_pooled():

@@ -135,6 +135,7 @@ def test_stage_2_tunes_prompt_gates_adapters_and_all_norms_of_the_backbone():
 ABLATIONS = {
     'no prompt': ({'prompt': False}, {'gate', 'adapter', 'norm'}),
     'no norms': ({'tune_norms': False}, {'prompt', 'gate', 'adapter'}),
+    'router': ({'gate': 'router'}, {'prompt', 'gate', 'adapter', 'norm'}),
     'no target adapter': ({'target_adapter': False}, {'prompt', 'gate', 'norm'}),
     'uniform gate': ({'tune_gate': False}, {'prompt', 'adapter', 'norm'}),
     'encoder only': ({'decoder_layers': ()}, {'prompt', 'gate', 'adapter', 'norm'}),
