@@ -57,6 +57,26 @@ def assign_groups(params: Params, rules: Rules) -> dict[str, str]:
   return groups
 
 
+def in_front(own: Rules, rules: Rules, params: Params) -> tuple[tuple[str, str], ...]:
+  """Rules of one's own before others, of which those that decide nothing any more are left out.
+
+  Args:
+    own: they come first.
+    rules: the others.
+    params: nested dicts of arrays.
+  """
+  first = tuple((pattern, group) for pattern, group in own)
+  rest = [path for path in flatten(params) if group_of(path, first) is None]
+  kept, before = [], ()
+  for rule in rules:
+    decided = any(re.fullmatch(rule[0], path) for path in rest if group_of(path, before) is None)
+    matched = any(re.fullmatch(rule[0], path) for path in flatten(params))
+    if decided or not matched:  # A pattern without any path stays a mistake.
+      kept.append(rule)
+    before += (rule,)
+  return (*first, *kept)
+
+
 def split_params(params: Params, rules: Rules) -> tuple[Params, Params]:
   """Splits one tree into (frozen, tuned) by the rules of `assign_groups`.
 

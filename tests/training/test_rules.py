@@ -47,3 +47,15 @@ def test_unmatched_leaves_and_unused_rules_are_errors(bad, sentence):
   with pytest.raises(UserError) as error:
     rules.split_params(PARAMS, bad)
   assert str(error.value) == sentence
+
+
+def test_rules_in_front_take_the_place_of_those_they_leave_nothing():
+  method, own = (('shared/.*', 'slow'), ('.*/lora/.*', 'base'), ('.*', 'frozen')), (
+      ('.*/lora/.*', 'frozen'),)
+  assert rules.in_front(own, method, PARAMS) == (*own, method[0], method[2])
+  some = (('encoder/wo/kernel', 'own'),)
+  assert rules.in_front(some, method, PARAMS) == (*some, *method[:2])
+  assert rules.in_front((), method, PARAMS) == method
+  wrong = (('decoder/.*', 'adapter'), *method)
+  with pytest.raises(UserError, match="'decoder/.*' -> 'adapter'"):
+    rules.assign_groups(PARAMS, rules.in_front(own, wrong, PARAMS))
