@@ -33,7 +33,7 @@ from pemt_jax.stages.rows import ReplicaSpec, RowStore, replica_specs
 from pemt_jax.stages.sources import Sources, find_sources, load_sources
 from pemt_jax.stages.starts import start_values
 from pemt_jax.training.experiment import Experiment, Replica, make_replica
-from pemt_jax.training.rules import split_params
+from pemt_jax.training.rules import in_front, split_params
 from pemt_jax.training.state import replica_key
 from pemt_jax.trees import Tree, flatten, merge, unflatten
 
@@ -191,8 +191,6 @@ def make_method(config: mlc.ConfigDict, backbone: Backbone, prompt_length: int,
   if config.stage in ('span_corruption', NAME):
     return baselines.full(options, backbone.config, prompt_length)
   method = zoo.make(config.stage, options, backbone.config, prompt_length)
-  own = tuple((pattern, group) for pattern, group in config.trainable)
-  method = dataclasses.replace(method, tuned=(*own, *method.tuned))
   return with_head(method) if backbone.has_head else method
 
 
@@ -256,6 +254,10 @@ def build(config: mlc.ConfigDict, workdir: str | pathlib.Path,
   method = make_method(config, backbone, length, sources, source_prompts)
   model = (classification.model_of(backbone, method, specs.values()) if backbone.has_head
            else backbone_of(backbone.config, method.plan, backbone.compute))
+  if config.trainable:
+    shapes = nn.meta.unbox(boxed_shapes(model))['params']
+    rules = in_front(config.trainable, method.tuned, shapes)
+    method = dataclasses.replace(method, tuned=rules)
   start = Start(config, backbone, model, method, specs, ids, sources, source_prompts)
   evaluator = _evaluator(config, backbone, model, method, store, specs)
   return Stage(config, backbone, method, model, specs, store, start, evaluator, sources, folders)
