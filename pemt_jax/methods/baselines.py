@@ -10,6 +10,9 @@ from pemt_jax.deltas.prompt import Prompt
 from pemt_jax.errors import number, one_of
 from pemt_jax.methods.base import FROZEN, Method, embed_site
 from pemt_jax.methods.pemt import NORMS, PROMPT
+from pemt_jax.models.bart import LOGITS_BIAS
+from pemt_jax.models.bart_config import BartConfig
+from pemt_jax.models.blocks import Config
 from pemt_jax.models.sites import Plan, Rule
 from pemt_jax.models.t5_config import T5Config
 
@@ -113,7 +116,8 @@ def prompt(options: PromptOptions, config: T5Config, prompt_length: int) -> Meth
                 (PROMPT, FROZEN))
 
 
-def full(options: FullOptions, config: T5Config, prompt_length: int) -> Method:
-  """Full tuning; also the method of pretraining."""
-  del options, config, prompt_length
-  return Method('full', Plan(), (('.*', 'backbone'),))
+def full(options: FullOptions, config: Config, prompt_length: int) -> Method:
+  """Full tuning; also the method of pretraining. The bias of BART's logits is no parameter."""
+  del options, prompt_length
+  kept = ((LOGITS_BIAS, 'frozen'),) if isinstance(config, BartConfig) else ()
+  return Method('full', Plan(), (*kept, ('.*', 'backbone')))

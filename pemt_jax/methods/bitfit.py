@@ -8,6 +8,7 @@ from pemt_jax.deltas.bias import Bias
 from pemt_jax.errors import one_of
 from pemt_jax.methods.adapters import head_weight
 from pemt_jax.methods.base import FROZEN, Method
+from pemt_jax.models.bart_config import BartConfig
 from pemt_jax.models.gpt2_config import GPT2Config
 from pemt_jax.models.roberta_config import RobertaConfig
 from pemt_jax.models.sites import Plan, Rule
@@ -41,11 +42,11 @@ class BitFitOptions:
 def bitfit(options: BitFitOptions, config: T5Config, prompt_length: int) -> Method:
   """Biases at every projection and norm of the layers and at the head.
 
-  RoBERTa, BERT and GPT-2 have biases there, which are trained in place of new ones; a head of
+  RoBERTa, BERT, BART and GPT-2 have biases there, which are trained in place of new ones; a head of
   classes or values is trained whole.
   """
   del prompt_length
-  if isinstance(config, (RobertaConfig, GPT2Config)):
+  if isinstance(config, (RobertaConfig, BartConfig, GPT2Config)):
     return Method('bitfit', Plan(), (('(encoder|decoder)/layers/.*/bias', 'bias'), FROZEN))
   rules = [Rule('bias', site, Bias()) for site in (*SITES, 'lm_head')]
   tuned = [] if options.head != 'none' else [('lm_head/bias/bias', 'frozen')]

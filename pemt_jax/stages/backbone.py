@@ -17,6 +17,7 @@ from pemt_jax.errors import UserError
 from pemt_jax.experts.library import backbone_hash
 from pemt_jax.interop import backbones
 from pemt_jax.methods.base import backbone_of, initialiser
+from pemt_jax.models.bart_config import BartConfig
 from pemt_jax.models.blocks import Config
 from pemt_jax.models.families import family_of
 from pemt_jax.models.gpt2_config import GPT2Config
@@ -87,7 +88,7 @@ def load_backbone(config: mlc.ConfigDict, seed: int = 0,
   if model.weights == 'random':
     name = place(model.name)
     shapes = _reshaped(family_of(name).read(name), model.shape.to_dict())
-    if isinstance(shapes, GPT2Config):
+    if isinstance(shapes, (BartConfig, GPT2Config)):
       shapes = _with_ids(shapes, tokenizer, model.shape)
     params, _ = initialiser(backbone_of(shapes))(jax.random.key(seed))
     params = jax.tree.map(np.asarray, params)
@@ -105,9 +106,14 @@ def load_backbone(config: mlc.ConfigDict, seed: int = 0,
   return Backbone(model.name, shapes, params, tokenizer, backbone_hash(params), compute)
 
 
-def _with_ids(shapes: GPT2Config, tokenizer: Tokenizer, given: Mapping[str, Any]) -> GPT2Config:
+def _with_ids(shapes: Config, tokenizer: Tokenizer, given: Mapping[str, Any]) -> Config:
   """Shapes of random weights with the special ids of a tokenizer, where `given` has none."""
-  ids = {'pad_id': tokenizer.pad_id, 'eos_id': tokenizer.eos_id, 'start_id': tokenizer.eos_id}
+  end, front = tokenizer.eos_id, (*tokenizer.front_ids, None)[0]
+  ids = {'pad_id': tokenizer.pad_id, 'eos_id': end, 'start_id': end}
+  if isinstance(shapes, BartConfig):
+    forced = {'forced_bos_token_id': front, 'forced_eos_token_id': end}
+    ids['bos_id'] = end if front is None else front
+    ids['generation'] = tuple((name, forced.get(name, value)) for name, value in shapes.generation)
   return dataclasses.replace(
       shapes, **{name: value for name, value in ids.items() if name not in given})
 

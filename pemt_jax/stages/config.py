@@ -86,7 +86,8 @@ def _mixture_fields() -> mlc.ConfigDict:
   mixture = mlc.ConfigDict()
   mixture.sampling = ''           # '' | 'proportional' | 'equal' | 'temperature' (of rows ^ 1/T)
   mixture.temperature = 2.0       # T, at least 1
-  mixture.batches = 'mixed'       # rows of several tasks | 'single' task | 'drawn' (ProPETL)
+  mixture.batches = 'mixed'       # rows of several tasks | 'single' task | 'drawn' (ProPETL) | 'episodes'
+  mixture.episodes = 1            # of a batch of 'episodes', each of one task
   mixture.seed = optional(None, int)  # of 'drawn' (published: 0); None takes the replica's
   mixture.average = 'tasks'       # average_metrics: mean of the tasks' | of all 'values' (ProPETL)
   return mixture
@@ -177,8 +178,10 @@ def base_config(stage: str) -> mlc.ConfigDict:
   data.text_tasks = ()            # tasks whose train inputs are text too (span corruption)
   data.sentences = 20000          # sentences of the playground's text, if data.source says so
   data.unit = 'chunk'             # 'chunk' of max_source_length | 'line' (span corruption)
-  data.noise_density = 0.15       # share of hidden tokens (span corruption)
-  data.mean_span = 3.0            # tokens (span corruption)
+  data.objective = 'span_corruption'  # of pretraining (T5's) | 'text_infilling' (BART's)
+  data.noise_density = optional(None, float)  # share of hidden tokens; None: 0.15, or 0.3 (BART)
+  data.mean_span = 3.0            # hidden tokens in a row, on average (pretraining)
+  data.permute_sentences = False  # of an input, before that (text infilling)
   data.validation_chunks = 64     # chunks held out (span corruption, language modelling)
   config.generation = _generation_fields()
   config.train = default_train_config()

@@ -17,7 +17,7 @@ def task_options(task: str, options: GenerationConfig, tokenizer: Tokenizer) -> 
   """Returns options with those that a task states in their place.
 
   A task with label words decodes as many tokens as the longest of them has, end mark included; the
-  start token counts, so that the end mark of the longest is left out.
+  start token counts, so that the end mark of the longest is left out, unless it is forced.
 
   Args:
     task: name of the task.
@@ -28,7 +28,8 @@ def task_options(task: str, options: GenerationConfig, tokenizer: Tokenizer) -> 
   own = dict(stated.decoding)
   texts = stated.decode_texts or stated.label_words
   if texts and 'max_length' not in own:
-    own['max_length'] = max(map(len, tokenizer.encode_batch(list(texts))))
+    forced = options.forced_eos_token_id is not None  # would stand in the place of the last token
+    own['max_length'] = max(map(len, tokenizer.encode_batch(list(texts)))) + forced
   return dataclasses.replace(options, **own)
 
 

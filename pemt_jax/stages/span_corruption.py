@@ -1,4 +1,8 @@
-"""Pretraining stage: span corruption on plain text, all parameters tuned (Raffel et al. 2020)."""
+"""Pretraining stage on plain text, all parameters tuned.
+
+The objective is T5's span corruption (Raffel et al. 2020) or BART's text infilling (Lewis et al.
+2020).
+"""
 
 from __future__ import annotations
 
@@ -9,24 +13,26 @@ import jax
 import ml_collections as mlc
 import numpy as np
 
-from pemt_jax.data import cooccurrence, pipeline, text
+from pemt_jax.data import cooccurrence, pipeline, text, text_infilling
 from pemt_jax.data.line_corruption import make_line_corruption
 from pemt_jax.data.span_corruption import make_span_corruption
 from pemt_jax.data.tokenizer import Tokenizer, train_word_tokenizer
 from pemt_jax.errors import UserError, one_of
 from pemt_jax.interop import backbones
 from pemt_jax.methods import baselines
-from pemt_jax.methods.base import make_loss
-from pemt_jax.models.t5 import T5
-from pemt_jax.stages.backbone import Backbone, load_backbone, place, require_text_to_text
+from pemt_jax.methods.base import backbone_of, make_loss
+from pemt_jax.stages.backbone import (
+    Backbone, as_frozen, load_backbone, place, require_text_to_text)
 from pemt_jax.stages.config import data_config
 from pemt_jax.training.experiment import Experiment, make_replica
+from pemt_jax.training.rules import split_params
 from pemt_jax.training.step import over_replicas
-from pemt_jax.trees import Tree
+from pemt_jax.trees import Tree, merge
 
 TOKENIZER = 'tokenizer'
 _EMBEDDING = 'shared/embedding'  # Its entries start near 1, those of the layers far below.
 _EMBEDDINGS = ('random', 'cooccurrence')
+OBJECTIVES = {'span_corruption': 0.15, 'text_infilling': 0.3}  # with the share of hidden tokens
 _VOCABULARIES = ('tokenizer.json', 'spiece.model')
 
 
@@ -43,7 +49,7 @@ def build(config: mlc.ConfigDict, workdir: pathlib.Path,
   elif fields.text or fields.text_tasks:
     places = list(fields.text)
   else:
-    raise UserError('span corruption has no text; set config.data.text to text files or folders.')
+    raise UserError('pretraining has no text; set config.data.text to text files or folders.')
   backbone = backbone or load_backbone(config, config.seeds[0], tokenizer)
   require_text_to_text(backbone, config.stage)
   source = _source(config, places, backbone.tokenizer, fields.cache_dir or workdir / 'cache')
@@ -52,7 +58,8 @@ def build(config: mlc.ConfigDict, workdir: pathlib.Path,
   if config.model.embedding == 'cooccurrence':
     backbone = _with_token_vectors(backbone, getattr(training, 'chunks', None), config.seeds[0])
   method = baselines.full(baselines.FullOptions(), backbone.config, 0)
-  model = T5(backbone.config, method.plan, backbone.compute)
+  model = backbone_of(backbone.config, method.plan, backbone.compute)
+  frozen, tuned = split_params(backbone.params, method.tuned)
   loss_fn = make_loss(model, method)
   limits = ([source.input_limit], [source.target_limit])
   stream = lambda replica: pipeline.Stream(training, pipeline.StreamConfig(
@@ -65,9 +72,9 @@ def build(config: mlc.ConfigDict, workdir: pathlib.Path,
                    f'backbone-seed{seed}-lr{rate}', config.train, steps, seed=seed,
                    learning_rate=rate) for seed in config.seeds for rate in rates)
   experiment = Experiment(
-      replicas=replicas, frozen={}, loss_fn=loss_fn, stream=stream,
+      replicas=replicas, frozen=as_frozen(frozen, 'float32'), loss_fn=loss_fn, stream=stream,
       rules=((_EMBEDDING, 'embedding'), *method.tuned),
-      init=lambda replica: (jax.tree.map(lambda a: np.asarray(a, np.float32), backbone.params), {}),
+      init=lambda replica: (jax.tree.map(lambda a: np.asarray(a, np.float32), tuned), {}),
       evaluate=_evaluator(loss_fn, held_out, fields.eval_batch_size, limits),
       steps_per_epoch=lambda replica: steps)
   return experiment, backbone
@@ -84,17 +91,31 @@ def _with_token_vectors(backbone, chunks, seed):
 
 
 def _source(config, places, tokenizer, cache_dir):
-  """Rows of the text as config.data.unit says."""
-  fields = config.data
+  """Rows of the text as config.data.unit and config.data.objective say."""
+  fields, seed = config.data, config.seeds[0]
   one_of('data.unit', fields.unit, ('chunk', 'line'))
-  noise = {'noise_density': fields.noise_density, 'mean_span': fields.mean_span,
-           'seed': config.seeds[0]}
+  one_of('data.objective', fields.objective, OBJECTIVES)
+  infilling = fields.objective == 'text_infilling'
+  density = fields.noise_density
+  if density is None:
+    density = OBJECTIVES[fields.objective]
+  if fields.permute_sentences and not infilling:
+    raise UserError("data.permute_sentences is a part of data.objective='text_infilling'; set this"
+                    ' too.')
+  noise = (text_infilling.Noise(density, fields.mean_span, fields.permute_sentences) if infilling
+           else {'noise_density': density, 'mean_span': fields.mean_span, 'seed': seed})
   given = text.task_documents(fields.text_tasks, data_config(config))
-  if fields.unit == 'chunk':
-    tokens = text.load_token_stream(places, tokenizer, documents=given, cache_dir=cache_dir)
-    return make_span_corruption(tokens, tokenizer, fields.max_source_length, **noise)
-  documents = (*given, *text.read_documents(text.find_text_files(places)))
-  return make_line_corruption([line for lines in documents for line in lines], tokenizer, **noise)
+  if fields.unit == 'line':
+    documents = (*given, *text.read_documents(text.find_text_files(places)))
+    lines = [line for lines in documents for line in lines]
+    return (text_infilling.infilling_of_lines(lines, tokenizer, noise, seed) if infilling
+            else make_line_corruption(lines, tokenizer, **noise))
+  reader = tokenizer.plain() if infilling else tokenizer
+  tokens = text.load_token_stream(places, reader, documents=given, newlines=infilling,
+                                  cache_dir=cache_dir)
+  size = fields.max_source_length
+  return (text_infilling.infilling_of_chunks(tokens, tokenizer, size, noise, seed) if infilling
+          else make_span_corruption(tokens, tokenizer, size, **noise))
 
 
 def playground_text(config: mlc.ConfigDict, workdir: pathlib.Path) -> tuple[Tokenizer, list[str]]:
@@ -130,7 +151,7 @@ def _evaluator(loss_fn, held_out, batch_size, limits):
 def save_backbone(tuned: Tree, backbone: Backbone, config: mlc.ConfigDict,
                   folder: pathlib.Path) -> None:
   """Writes the first replica's backbone as a Hugging Face folder with its tokenizer."""
-  params = jax.tree.map(lambda leaf: np.asarray(leaf[0]), tuned)
+  params = merge(backbone.params, jax.tree.map(lambda leaf: np.asarray(leaf[0]), tuned))
   backbones.save(folder, backbone.config, params)
   named = pathlib.Path(place(config.model.tokenizer or config.model.name))
   tokenizer = folder.parent / TOKENIZER if config.data.source == 'playground' else named

@@ -75,7 +75,7 @@ def test_stage2_is_the_published_script():
   assert (train.optimizer, train.schedule, train.clip_norm) == ('adamw', 'linear', 1.0)
   assert (train.beta1, train.beta2, train.epsilon, train.weight_decay) == (0.9, 0.999, 1e-8, 0.0)
   assert (train.eval_every, train.metric, train.final_split) == ('epoch', 'average_metrics', 'test')
-  assert (config.generation.max_length, config.generation.num_beams) == (20, 1)
+  assert (config.generation.max_length, config.generation.num_beams) == (20, None)
   assert load('pemt.stage2')('grid=1').learning_rates == (6e-4, 1e-3, 3e-4)
 
 

@@ -11,7 +11,7 @@ from pemt_jax.data import playground
 from pemt_jax.data.tokenizer import load_tokenizer, train_word_tokenizer
 from pemt_jax.errors import UserError
 from pemt_jax.experts import tree_files
-from pemt_jax.interop import huggingface
+from pemt_jax.interop import backbones, huggingface
 from pemt_jax.stages import span_corruption
 from pemt_jax.stages.config import base_config
 from pemt_jax.stages.run import run_stage
@@ -68,6 +68,41 @@ def test_text_of_files_becomes_a_backbone(workdir):
   assert tree_files.read_json(workdir / 'run' / 'resources.json')['peak_host_bytes'] > 0
 
 
+def bart_config_of(folder):
+  config = config_of(text=(str(folder / 'text'),), objective='text_infilling',
+                     permute_sentences=True)
+  config.model.name, config.model.tokenizer = 'bart-base', str(folder / 'words')
+  config.model.shape = {'vocab_size': 160, 'embed': 16, 'heads': 2, 'mlp': 24, 'positions': 40,
+                        'encoder_layers': 2, 'decoder_layers': 2}
+  return config
+
+
+def test_text_infilling_makes_a_bart_that_learns(workdir):
+  lines = playground.corpus(0, 120)
+  words = train_word_tokenizer([*playground.vocabulary(), *lines], workdir / 'words', sentinels=1)
+  (workdir / 'text').mkdir()
+  (workdir / 'text' / 'a.txt').write_text('\n'.join(lines))
+  config = bart_config_of(workdir)
+  with config.unlocked():
+    config.model.shape.vocab_size = words.vocab_size
+  config.train.steps = 30
+  result = run_stage(config, workdir / 'run')
+  found = losses(workdir / 'run')
+  assert np.mean(found[-5:]) < np.mean(found[:5]) - 0.3
+  shapes, params = backbones.load(result.experts['backbone'])
+  assert (shapes.pad_id, shapes.eos_id, shapes.start_id, shapes.embed) == (0, 1, 1, 16)
+  assert dict(shapes.generation) == {'early_stopping': True, 'forced_eos_token_id': 1,
+                                     'no_repeat_ngram_size': 3, 'num_beams': 4}
+  assert not params['logits_bias'].any() and params['shared']['embedding'].any()
+  assert load_tokenizer(result.experts['backbone']).fingerprint == words.fingerprint
+
+
+def test_sentences_change_places_only_in_text_infilling(workdir):
+  config = config_of(source='playground', sentences=150, permute_sentences=True)
+  with pytest.raises(UserError, match="a part of data.objective='text_infilling'"):
+    run_stage(config, workdir)
+
+
 @pytest.mark.slow
 def test_the_playground_becomes_a_backbone_that_stage1_trains_on(workdir):
   result = run_stage(config_of(source='playground', sentences=150), workdir / 'run')
@@ -84,7 +119,7 @@ def test_the_playground_becomes_a_backbone_that_stage1_trains_on(workdir):
 def test_no_text_is_an_error(workdir):
   with pytest.raises(UserError) as error:
     run_stage(config_of(), workdir / 'run')
-  assert str(error.value) == ('span corruption has no text; set config.data.text to text files or '
+  assert str(error.value) == ('pretraining has no text; set config.data.text to text files or '
                               'folders.')
   assert not (workdir / 'run').exists()
 
