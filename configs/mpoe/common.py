@@ -7,13 +7,20 @@ scored, the length of free texts enters the average.
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_collections as mlc
 
 from pemt_jax.data.tasks_hyperformer import HYPERFORMER_PREFIX, MIXTURE
+from pemt_jax.errors import one_of
+from pemt_jax.methods import moe, mpo
 from pemt_jax.stages.config import base_config
 
 TOKENS = 128
 ADAPTER_REDUCTION = 32
+# Form of the feed-forwards -> stage, and experts where tokens are routed.
+FORMS = {'dense': ('full', None), 'mpo': (mpo.NAME, None), 'switch': (moe.SWITCH, 'dense'),
+         'mpoe': (moe.SWITCH, 'mpo'), 'top2': (moe.TOP2, 'dense'), 'mpoe_top2': (moe.TOP2, 'mpo')}
 
 
 def recipe(stage: str, tasks: tuple[str, ...], *, rate: float, batch: int, warmup: int,
@@ -47,28 +54,49 @@ def recipe(stage: str, tasks: tuple[str, ...], *, rate: float, batch: int, warmu
   return config
 
 
+def whole_model(form: str, experts: int, tasks: tuple[str, ...], **numbers: Any) -> mlc.ConfigDict:
+  """Returns the config of a model whose parameters are all tuned; the text names the task.
+
+  Args:
+    form: of the feed-forwards, a key of `FORMS`.
+    experts: of each feed-forward, where tokens are routed.
+    tasks: see `recipe`.
+    **numbers: see `recipe`.
+
+  Raises:
+    UserError: an unknown form.
+  """
+  one_of('config argument form', form, tuple(FORMS))
+  stage, kind = FORMS[form]
+  config = recipe(stage, tasks, **numbers)
+  if kind:
+    config.method.experts, config.method.count = kind, experts
+  config.data.template = 'name_in_front'
+  return config
+
+
 def one_task(name: str) -> tuple[str, ...]:
   """The task of a name without its prefix."""
   return (HYPERFORMER_PREFIX + name,)
 
 
-def single_task(stage: str, task: str, *, rate: float, epochs: float, batch: int = 32,
+def single_task(form: str, experts: int, task: str, *, rate: float, epochs: float, batch: int = 32,
                 published: bool = False) -> mlc.ConfigDict:
-  """Returns the config of one task alone: all parameters are tuned, the text names the task.
+  """Returns the config of one task alone.
 
   Args:
-    stage: of the method.
+    form: see `whole_model`.
+    experts: see `whole_model`.
     task: name without prefix.
     rate: peak learning rate.
     epochs: passes over the rows.
     batch: rows per step.
     published: see the module.
   """
-  config = recipe(stage, one_task(task), rate=rate, batch=batch, warmup=320, every=250,
-                  published=published)
+  config = whole_model(form, experts, one_task(task), rate=rate, batch=batch, warmup=320, every=250,
+                       published=published)
   config.train.epochs = epochs
   config.train.checkpoint_every = 500
-  config.data.template = 'name_in_front'
   return config
 
 

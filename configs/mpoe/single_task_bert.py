@@ -1,7 +1,7 @@
 """One task on bert-base-uncased with a head: lr 1e-5, three epochs, batch 32.
 
 The published script feeds BERT through the text-to-text trainer and cannot run; its numbers are
-kept, the loss is that of a classifier.
+kept, the loss is that of a classifier. `form` is `mpo`, factorised feed-forwards, or `dense`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import ml_collections as mlc
 
 from configs.mpoe import common
+from pemt_jax.errors import one_of
 from pemt_jax.stages.config import base_config, parse_argument
 
 
 def get_config(argument: str | None = None) -> mlc.ConfigDict:
-  """`task`: without prefix; `stage`: of the method."""
-  values = parse_argument(argument, task='cola', stage='full')
-  config = base_config(values['stage'])
+  """`task`: without prefix; `form`: mpo or dense."""
+  values = parse_argument(argument, task='cola', form='mpo')
+  one_of('config argument form', values['form'], ('mpo', 'dense'))
+  config = base_config(common.FORMS[values['form']][0])
   config.tasks = common.one_task(values['task'])
   config.model.name = 'bert-base-uncased'
   data, train = config.data, config.train

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,11 +21,10 @@ from pemt_jax.experts import library, tree_files
 from pemt_jax.interop import files, huggingface, hyperformer_names
 from pemt_jax.interop.hyperformer_names import HyperformerLayout
 from pemt_jax.methods import hyperformer, zoo
-from pemt_jax.methods.base import Method
+from pemt_jax.methods.base import FROZEN, Method
 from pemt_jax.models import t5_config
 from pemt_jax.models.sites import plan_as_json
-from pemt_jax.training.rules import split_params
-from pemt_jax.trees import Tree, flatten, merge
+from pemt_jax.trees import Tree, flatten, merge, unflatten
 
 KIND = 'hyperformer'
 ABOUT = 'model folder of the HyperFormer code (T5) with its arguments_results.json'
@@ -69,9 +69,9 @@ def to_expert(source: str | pathlib.Path, target: str | pathlib.Path,
   config, params = huggingface.load_t5(name)
   layout = hyperformer_names.layout_from_flags(flags, config)
   method = _method(layout)
-  found = hyperformer_names.state_to_tree(files.read_tensors(source), layout)
-  frozen, tuned = split_params(found, method.tuned)
-  _require_backbone(frozen, params, source, name)
+  tuned = _tuned(hyperformer_names.state_to_tree(files.read_tensors(source), layout), params,
+                 method, f"'{source}' has other values of {{}} than backbone '{name}', which it has"
+                 ' not trained; give --backbone with the T5 that it started from.')
   tasks = [_our_name(task) for task in layout.tasks]
   mixture = {'sampling': 'temperature', 'batches': 'drawn'} if len(tasks) > 1 else {}
   values = dataclasses.asdict(layout.options)
@@ -84,12 +84,16 @@ def to_expert(source: str | pathlib.Path, target: str | pathlib.Path,
   return []
 
 
-def _require_backbone(frozen: Tree, params: Tree, source: pathlib.Path, name: str) -> None:
-  flat = flatten(params)
-  for path, leaf in flatten(frozen).items():
-    if np.max(np.abs(leaf - flat[path])) > _CLOSE:
-      raise UserError(f"'{source}' has other values of {path} than backbone '{name}', which it has"
-                      ' not trained; give --backbone with the T5 that it started from.')
+def _tuned(found: Tree, params: Tree, method: Method, refusal: str) -> Tree:
+  """The leaves that a method tunes; all others must be those of the backbone."""
+  flat, tuned = flatten(params), {}
+  for path, leaf in flatten(found).items():
+    group = next(group for pattern, group in method.tuned if re.fullmatch(pattern, path))
+    if group != FROZEN[1]:
+      tuned[path] = leaf
+    elif np.max(np.abs(leaf - flat[path])) > _CLOSE:
+      raise UserError(refusal.format(path))
+  return unflatten(tuned)
 
 
 def from_expert(source: str | pathlib.Path, target: str | pathlib.Path,

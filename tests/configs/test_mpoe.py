@@ -7,6 +7,7 @@ import importlib
 import pytest
 
 from pemt_jax.data.tasks import get_task
+from pemt_jax.errors import UserError
 from pemt_jax.stages.config import options_of
 from pemt_jax.training.config import check_train_config
 
@@ -22,8 +23,10 @@ NUMBERS = {
        for name in ('adapters', 'hyperformer', 'hyperformer_pp')},
 }
 TEXT_TO_TEXT = tuple(name for name in NUMBERS if name != 'single_task_bert')
-STAGES = {'adapters': 'adapter_controller', 'hyperformer': 'hyperformer',
-          'hyperformer_pp': 'hyperformer_pp'}
+ADAPTERS = {'adapters': 'adapter_controller', 'hyperformer': 'hyperformer',
+            'hyperformer_pp': 'hyperformer_pp'}
+STAGES = ADAPTERS | {'single_task_bert': 'mpo'}
+EXPERTS = {'multi_task': 4, 'single_task': 8, 'single_task_large': 3}
 
 
 def load(name, argument=None):
@@ -38,7 +41,7 @@ def test_a_recipe_holds_the_published_numbers(name):
   assert (config.model.name, train.learning_rate, train.warmup_steps, train.steps, train.epochs,
           data.batch_size, train.eval_every, data.template) == NUMBERS[name][:-1]
   assert config.tasks == tuple(f'hyperformer/{task}' for task in NUMBERS[name][-1])
-  assert config.stage == STAGES.get(name, 'full')
+  assert config.stage == STAGES.get(name, 'switch')
   for task in config.tasks:
     get_task(task).template_named(data.template)
   assert (train.schedule, train.weight_decay, train.clip_norm, train.epsilon, config.seeds,
@@ -65,7 +68,7 @@ def test_losses_mixtures_and_what_is_published_only(name):
   assert published.mixture.seed == (0 if len(published.tasks) > 1 else None)
 
 
-@pytest.mark.parametrize('name', STAGES)
+@pytest.mark.parametrize('name', ADAPTERS)
 def test_options_of_adapters(name):
   options = options_of(load(name))
   assert (options.reduction, options.activation, options.pre_norm, options.post_norm,
@@ -79,7 +82,22 @@ def test_options_of_adapters(name):
   assert not alone.mixture.sampling
 
 
-def test_other_methods_and_numbers_of_a_single_task():
-  config = load('single_task', 'stage=lora,task=rte,rate=1e-5,epochs=3')
-  assert (config.stage, config.tasks, config.train.learning_rate, config.train.epochs) == (
-      'lora', ('hyperformer/rte',), 1e-5, 3.0)
+@pytest.mark.parametrize('name', EXPERTS)
+def test_forms_of_the_feed_forwards(name):
+  options = options_of(load(name))
+  assert (options.experts, options.count, options.rank, options.tune_backbone) == (
+      'mpo', EXPERTS[name], 0, True)
+  forms = {'dense': 'full', 'mpo': 'mpo', 'switch': 'switch', 'top2': 'top2', 'mpoe_top2': 'top2'}
+  found = {form: load(name, f'form={form},experts=16') for form in forms}
+  assert {form: config.stage for form, config in found.items()} == forms
+  assert [(options_of(found[form]).experts, options_of(found[form]).count)
+          for form in ('switch', 'mpoe_top2')] == [('dense', 16), ('mpo', 16)]
+
+
+def test_other_numbers_of_a_single_task_and_an_unknown_form():
+  config = load('single_task', 'task=rte,rate=1e-5,epochs=3')
+  assert (config.tasks, config.train.learning_rate, config.train.epochs) == (
+      ('hyperformer/rte',), 1e-5, 3.0)
+  assert load('single_task_bert', 'form=dense').stage == 'full'
+  with pytest.raises(UserError, match="argument form is 'wide'; choose one of dense, mpo, switch"):
+    load('single_task', 'form=wide')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import numpy as np
@@ -87,13 +88,11 @@ def as_bank(params, stage):
     key = name.replace('/', '_')
     key = key if scope == 'places' else f"{site.replace('/', '_')}_{key}"
     leaf = np.zeros(shape, np.float32)
-    for layer in range(shape[0]):
-      for task in range(TASKS):
-        e = embedding(values, scope, network(model, 'task', model['tasks'][task]), layer, place)
-        kernel, bias = values[f'{key}/kernel'], values[f'{key}/bias']
-        if scope == 'layer':
-          kernel, bias = kernel[layer], bias[layer]
-        leaf[layer, task] = np.tensordot(e, kernel, 1) + bias
+    for layer, task in itertools.product(range(shape[0]), range(TASKS)):
+      e = embedding(values, scope, network(model, 'task', model['tasks'][task]), layer, place)
+      at = (layer,) if scope == 'layer' else ()
+      leaf[layer, task] = np.tensordot(e, values[f'{key}/kernel'][at], 1) + values[
+          f'{key}/bias'][at]
     found[path] = leaf
   return unflatten(found)
 

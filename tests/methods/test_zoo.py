@@ -33,9 +33,7 @@ from tests import tiny
 
 # Options that keep an entry small.
 SMALL = {
-    'adapter': {'reduction': 2},
-    'lora': {'rank': 2, 'alpha': 3.0},
-    'houlsby': {'reduction': 2},
+    **{name: {'reduction': 2} for name in ('adapter', 'houlsby', 'propetl', 'adapter_controller')},
     'pfeiffer': {'reduction': 2, 'reads': 'sum'},
     'parallel': {'size': 3},
     'houlsby_ensembling': {'size': 3},
@@ -44,8 +42,6 @@ SMALL = {
     'mixda': {'count': 2, 'down_scale': 2, 'hidden': 6, 'encoder_layers': None,
               'decoder_layers': None},
     'fastfood': {'dimension': 4, 'tensors': '.*/mlp/.*'},
-    'propetl': {'reduction': 2},
-    'adapter_controller': {'reduction': 2},
     **{name: {'reduction': 2, 'size': 3, 'hidden': 6, 'projected': 4}
        for name in ('meta_adapter', 'hyperformer', 'hyperformer_pp')},
     'switch': {'experts': 'mpo', 'cores': 3, 'count': 3, 'rebuild': 'step'},
@@ -57,7 +53,7 @@ SMALL = {
     'intrinsic_adapter': {'size': 3, 'dimension': 4},
     'intrinsic_lora': {'rank': 2, 'alpha': 3.0, 'dimension': 4},
     **{name: {'rank': 2, 'alpha': 3.0}
-       for name in ('lora_ensembling', 'lora_mlp', 'lora_br', 'bias_mlp')},
+       for name in ('lora', 'lora_ensembling', 'lora_mlp', 'lora_br', 'bias_mlp')},
     'attempt': {'sources': 2, 'hidden': 5, 'temperature': 3.0},
 }
 # Patterns of backbone leaves that an entry tunes; the others leave the backbone as it is.
