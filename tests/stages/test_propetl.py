@@ -11,6 +11,7 @@ from pemt_jax.experts import mask_analysis, packed
 from pemt_jax.experts.library import load_card, load_expert
 from pemt_jax.reports.files import read_masks
 from pemt_jax.stages.artefacts import open_expert
+from pemt_jax.stages.build import build
 from pemt_jax.stages.run import run_stage
 from pemt_jax.trees import flatten
 from tests.stages import small
@@ -81,3 +82,54 @@ def test_a_packed_prefix_has_rows_in_place_of_their_network(base, backbone):
   leaves = small.leaves_of(small_folder)
   assert [path for path in leaves if path.startswith('deltas/')] == ['deltas/propetl/rows']
   assert scores_of(small_folder) == pytest.approx(scores_of(folder), rel=1e-5)
+
+
+@pytest.fixture(scope='module')
+def banked(trained, base, backbone):
+  """A target on the packed masks of both tasks; one evaluation at the start, nothing selected."""
+  folder = packed.pack_expert(trained.experts['mixture'], base / 'bank' / 'both')
+  config = small.config_of(
+      'pemt/stage2', backbone, (small.TARGET,), sources=(str(folder),), data__few_shot=6,
+      train__metric='', train__eval_every=1)
+  return run_stage(config, base / 'banked', trained.stage.backbone)
+
+
+def test_packed_masks_are_the_bank_of_a_second_stage(banked, trained, base):
+  assert banked.stage.sources.names == small.SOURCES
+  frozen = flatten(banked.stage.start.frozen)
+  masks = {path: leaf for path, leaf in frozen.items() if 'pemt' in path and leaf.dtype == np.uint8}
+  stored = load_card(base / 'bank' / 'both').extra['storage']['mask_entries']
+  assert stored / 8 <= sum(leaf.size for leaf in masks.values()) < stored / 8 + 4 * len(masks)
+  tuned = flatten(banked.stage.start.tuned_shapes())
+  assert {path.split('/pemt/')[1].split('/')[0] for path in tuned if '/pemt/' in path} == {
+      'gate', 'adapter'}
+  start, _ = banked.stage.start(banked.trained.replicas[0])
+  changed = {path for path, leaf in flatten(banked.trained.tuned).items()
+             if not np.array_equal(leaf[0], flatten(start)[path])}
+  assert any(path.endswith('pemt/gate/kernel') for path in changed)
+  with np.load(base / 'banked' / 'gates.npz') as found:
+    assert found['sources'].tolist() == list(small.SOURCES)
+    np.testing.assert_allclose(found['encoder'].sum(-1), 1.0, rtol=1e-5)
+
+
+def test_an_expert_of_a_masked_bank_is_opened_with_the_copy_of_its_masks(banked, base):
+  folder = banked.experts[small.TARGET.replace('/', '-')]
+  sources = load_card(folder).extra['sources']
+  assert sources == [{'task': ','.join(small.SOURCES), 'folder': '../../sources/both'}]
+  assert (base / 'banked' / 'sources' / 'both' / 'packed.safetensors').is_file()
+  final = banked.trained.results[small.TARGET.replace('/', '-')]['final_metrics']
+  found = scores_of(folder)
+  assert found['loss'] == pytest.approx(final['loss'], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_one_source_needs_no_gate(base, backbone, trained):
+  config = small.config_of('propetl', backbone, (small.SOURCES[0],), method__owners=('layer',),
+                           train__eval_every='never', train__final_split='')
+  source = next(iter(run_stage(config, base / 'one', trained.stage.backbone).experts.values()))
+  stage = build(small.config_of('pemt/stage2', backbone, (small.TARGET,), sources=(str(source),)),
+                base / 'on_one', trained.stage.backbone)
+  paths = flatten(stage.start.tuned_shapes())
+  assert any('/mlp_residual/adapter/' in path for path in paths)
+  assert not any('gate' in path for path in paths)
+  assert 'deltas/propetl/down/kernel' in flatten(stage.start.frozen)
