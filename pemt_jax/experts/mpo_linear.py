@@ -22,9 +22,10 @@ from pemt_jax.experts.mpo_shapes import Factors
 from pemt_jax.models.sites import Aux, Base, Site, SiteContext
 from pemt_jax.trees import Tree, flatten, unflatten
 
+NAME = 'mpo'  # of the rules
 FORMS = ('auto', 'step', 'layer', 'contract')
 KERNEL = 'kernel'  # the rebuilt matrix in the place of its cores
-_CORE = re.compile(r'(.*)/core_(\d+)')
+_CORE = re.compile(rf'(.*/{NAME})/core_(\d+)')  # routed feed-forwards have cores too
 
 
 @dataclasses.dataclass(frozen=True)

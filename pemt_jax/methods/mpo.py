@@ -17,7 +17,7 @@ import numpy as np
 
 from pemt_jax.errors import UserError, number, one_of
 from pemt_jax.experts.mpo import decompose
-from pemt_jax.experts.mpo_linear import FORMS, MPO, expanded
+from pemt_jax.experts.mpo_linear import FORMS, MPO, NAME, expanded
 from pemt_jax.experts.mpo_shapes import CORES, Factors, factors_of, known_factors
 from pemt_jax.methods.base import FROZEN, Expand, FirstValues, Method, joined
 from pemt_jax.methods.classification import HEAD
@@ -28,7 +28,6 @@ from pemt_jax.models.sites import Plan, Rule
 from pemt_jax.models.t5_config import T5Config
 from pemt_jax.trees import Tree, flatten, unflatten
 
-NAME = 'mpo'
 PER = ('tensor', 'model')
 PARTS = ('word_embed', 'wi', 'wo', 'attention', 'pooler')
 COMPONENTS = {part: (part,) for part in PARTS} | {'mlp': ('wi', 'wo')}
