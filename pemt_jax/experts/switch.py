@@ -68,7 +68,7 @@ class Switch(TokenRouting):
     scale = best if self.scaling == 'probability' else best / jax.lax.stop_gradient(best)
     ones = jnp.ones_like(scale)
     aux = {'balance': balance(probability, chosen, routed), 'router': router_loss(logits, routed),
-           'probability': probability, 'chosen': chosen[..., None],
+           'probability': probability, 'chosen': kept[..., None],
            'dropped': left / jnp.maximum(wanted, 1)}
     at_input = self.scaled == 'input'
     return Routes(kept[..., None], (ones if at_input else scale)[..., None],

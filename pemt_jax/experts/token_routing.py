@@ -46,7 +46,8 @@ class TokenRouting(Delta):
 
   Auxiliaries: `load` [expert], the share of the real tokens' first choices that goes to each
   expert; `dropped` [], the share of all choices that capacity leaves out; `balance` [] and `router`
-  [], losses of the layer; `probability` [batch, length, expert]; `chosen` [batch, length, choice].
+  [], losses of the layer; `probability` [batch, length, expert]; `chosen` and `weight` [batch,
+  length, choice], capacity considered.
 
   Attributes:
     experts: their form.
@@ -114,7 +115,7 @@ class TokenRouting(Delta):
     routed = jnp.ones_like(mask) if self.route_padding else mask
     routes = self.route(self.logits(values, seen), routed, key is not None, draws, decoding)
     y = self.mixed(values, x, routes, Work(base, context, site))
-    return y, routes.aux | {'load': load(routes, mask, self.count)}
+    return y, routes.aux | {'load': load(routes, mask, self.count), 'weight': routes.weight}
 
   def logits(self, values: Values, x: jax.Array) -> jax.Array:
     """[batch, length, expert] float32."""

@@ -7,7 +7,7 @@
 | `sffn.experts.<e>.<wi, wo>_mpo.tensor_set.<k>` | core [r, out, in, r'], the central one repeated |
 | `moe_layer.gate.w_gating` | [embed, expert] |
 | `moe_layer.experts.<w1, w2>` | [expert, in, out] |
-| `moe_layer.experts.<w1, w2>_mpo.<k>` | [expert, r, out, in, r'], the central one [r, out, in, r'] |
+| `moe_layer.experts.<w1, w2>_mpo.<k>` | [expert, r, out, in, r'], the central one without expert |
 | `moe_layer.experts.b1`, `.b2` | [mlp], [embed] |
 """
 
@@ -102,8 +102,8 @@ def _switch(layout, start, path, index) -> Iterator[names.Weight]:
     for kernel in _KERNELS:
       own, name = (*index, expert), f'{start}experts.{expert}.{kernel}'
       if layout.factors is None:
-        yield names.Weight(f'{name}.weight', f'{path}{kernel}/kernel', own, layout.shape(kernel)[::-1],
-                           True)
+        yield names.Weight(f'{name}.weight', f'{path}{kernel}/kernel', own,
+                           layout.shape(kernel)[::-1], True)
         continue
       for k, shape in enumerate(layout.cores(kernel)):
         centre = k == layout.factors[kernel].centre
@@ -127,6 +127,14 @@ def _top2(layout, start, path, index) -> Iterator[names.Weight]:
                          (*lead, *shape))
 
 
+def places(config: T5Config, layout: RoutedLayout) -> Iterator[tuple[str, int, str]]:
+  """(stack, layer, name of the module) of every feed-forward."""
+  for stack, number, depth in (('encoder', 1, config.encoder_layers),
+                               ('decoder', 2, config.decoder_layers)):
+    for layer in range(depth):
+      yield stack, layer, f'{stack}.block.{layer}.layer.{number}.{KINDS[layout.kind]}'
+
+
 def t5_table(config: T5Config, layout: RoutedLayout | None) -> names.Table:
   """Every tensor of a T5 whose feed-forwards are routed; None leaves them as they are."""
   backbone = huggingface.t5_table(config)
@@ -134,13 +142,10 @@ def t5_table(config: T5Config, layout: RoutedLayout | None) -> names.Table:
     return backbone
   weights = [weight for weight in backbone.weights if '.DenseReluDense.' not in weight.name]
   aliases = dict(backbone.aliases)
-  for stack, number, depth in (('encoder', 1, config.encoder_layers),
-                               ('decoder', 2, config.decoder_layers)):
-    for layer in range(depth):
-      start = f'{stack}.block.{layer}.layer.{number}.{KINDS[layout.kind]}.'
-      path = f'{stack}/layers/mlp/whole/{RULES[layout.kind]}/'
-      more, tied = weights_of(layout, start, path, (layer,))
-      weights, aliases = weights + more, aliases | tied
+  for stack, layer, name in places(config, layout):
+    path = f'{stack}/layers/mlp/whole/{RULES[layout.kind]}/'
+    more, tied = weights_of(layout, f'{name}.', path, (layer,))
+    weights, aliases = weights + more, aliases | tied
   return names.Table(tuple(weights), aliases, backbone.ignored)
 
 
