@@ -22,6 +22,7 @@ OUTPUT = flags.DEFINE_string('output', None, 'Folder for the vectors.', required
 POOLING = flags.DEFINE_enum('pooling', 'masked', ['masked', 'legacy'], 'Positions of a mean.')
 READ = flags.DEFINE_enum('read', 'all', ['all', 'first'], 'Positions of fine_tuned_text.')
 WIDTH = flags.DEFINE_integer('width', 128, 'Of random and Fisher vectors; 0: no reduction.')
+SCALE = flags.DEFINE_enum('scale', 'unit', ['unit', 'none'], 'Of Fisher vectors.')
 STDDEV = flags.DEFINE_float('stddev', 1.0, 'Of the numbers of random vectors.')
 BATCH = flags.DEFINE_integer('batch_size', 8, 'Rows per batch.')
 SEED = flags.DEFINE_integer('seed', 0, 'Of random vectors.')
@@ -30,8 +31,8 @@ SEED = flags.DEFINE_integer('seed', 0, 'Of random vectors.')
 def main(_: list[str]) -> None:
   """Writes the folder and prints what is in it."""
   from pemt_jax.stages.task_vectors import VectorOptions, make_task_vectors
-  options = VectorOptions(KIND.value, POOLING.value, READ.value, WIDTH.value, STDDEV.value,
-                          BATCH.value, SEED.value)
+  options = VectorOptions(KIND.value, POOLING.value, READ.value, WIDTH.value, SCALE.value,
+                          STDDEV.value, BATCH.value, SEED.value)
   vectors = make_task_vectors(CONFIG.value, options, OUTPUT.value)
   print(f'{len(vectors.names)} tasks, {vectors.width} numbers each: {OUTPUT.value}')
 

@@ -37,6 +37,11 @@ class TaskVectors:
     """Numbers of a vector."""
     return self.vectors.shape[1]
 
+  def unit(self) -> TaskVectors:
+    """All vectors divided by the root mean square of their numbers; zeros stay zeros."""
+    size = np.sqrt(np.mean(np.square(self.vectors, dtype=np.float64)))
+    return dataclasses.replace(self, vectors=(self.vectors / (size or 1.0)).astype(np.float32))
+
   def chosen(self, names: Sequence[str]) -> TaskVectors:
     """The vectors of some tasks, in their order.
 

@@ -6,9 +6,10 @@ options; the default counts real positions and all rows.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,14 +30,15 @@ from pemt_jax.models.encoder_decoder import EncoderDecoder
 from pemt_jax.models.segments import join
 from pemt_jax.models.sites import Plan, Rule
 from pemt_jax.stages.backbone import as_frozen, load_backbone, require_text_to_text
-from pemt_jax.stages.expert_set import on_device
+from pemt_jax.stages.expert_set import file_name, on_device
 from pemt_jax.stages.rows import ReplicaSpec, RowStore, replica_specs
 from pemt_jax.stages.run import StageResult, run_stage
 from pemt_jax.trees import Tree, flatten
 
 KINDS = ('random', 'text', 'fine_tuned_text', 'fisher')
 READS = ('all', 'first')
-OPTIONS = 'options.json'
+SCALES = ('unit', 'none')
+OPTIONS, TUNING = 'options.json', 'tuning'
 _HEAD = Rule('record', 'lm_head', Record())
 Batches = Iterable[Mapping[str, Any]]
 Reader = Callable[[Tree, Mapping[str, Any]], tuple[jax.Array, jax.Array]]
@@ -53,6 +55,8 @@ class VectorOptions:
       form also reads the first row of each batch only, and no first and last position.
     read: of 'fine_tuned_text': 'all' positions (published as AVG) or the 'first' (BOS).
     width: of random vectors, and principal components of Fisher information; 0 keeps all entries.
+    scale: of Fisher vectors: 'unit' divides all of them by their root mean square, since squared
+      gradients may be of any size; 'none' leaves them (published).
     stddev: of the numbers of random vectors.
     batch_size: rows per batch of embeddings, which matters to 'legacy'.
     seed: of random vectors.
@@ -62,6 +66,7 @@ class VectorOptions:
   pooling: str = 'masked'
   read: str = 'all'
   width: int = 128
+  scale: str = 'unit'
   stddev: float = 1.0
   batch_size: int = 8
   seed: int = 0
@@ -75,6 +80,7 @@ class VectorOptions:
     one_of('the kind of task vectors', self.kind, KINDS)
     one_of('pooling', self.pooling, POOLINGS)
     one_of('read', self.read, READS)
+    one_of('scale', self.scale, SCALES)
     number('width', self.width, self.width >= 0, 'of at least 0')
     number('batch_size', self.batch_size, self.batch_size >= 1, 'of at least 1')
 
@@ -226,26 +232,37 @@ def _text(config: mlc.ConfigDict, options: VectorOptions,
   return TaskVectors.of({task: mean_row(reader, variables, own) for task, own in batches.items()})
 
 
+def _runs(config: mlc.ConfigDict, output: pathlib.Path) -> Iterator[StageResult]:
+  """Tunes all tasks in one program, or one after the other, so that one is in memory at a time."""
+  if config.together:
+    yield run_stage(config, output / TUNING)
+    return
+  backbone = load_backbone(config, config.seeds[0])
+  for task in config.tasks:
+    own = copy.deepcopy(config)
+    own.tasks = (task,)
+    yield run_stage(own, output / TUNING / file_name(task), backbone)
+
+
 def _tuned(config: mlc.ConfigDict, options: VectorOptions, output: pathlib.Path) -> TaskVectors:
   """Trains a replica for each task and reads it."""
-  result: StageResult = run_stage(config, output / 'tuning')
-  stage, rows, trained = result.stage, {}, result.trained
-  if options.kind == 'fisher':
-    form = LossForm(config.train.label_smoothing, 'sum')
-    reader = fisher_reader(make_loss(stage.model, stage.method, form))
-  else:
-    reader = encoder_reader(stage.model, options.read, options.pooling)
-  for place, spec in enumerate(stage.specs.values()):
-    own = lambda tree, i=place: jax.tree.map(lambda leaf: jnp.asarray(leaf[i]), tree)
-    trees = own(trained.tuned), stage.start.frozen, own(trained.constants)
-    batches = _batches(stage.store, spec, options)
-    if options.kind == 'fisher':
-      rows[spec.task] = fisher_matrix(fisher_of(reader, trees, batches)).ravel()
-    else:
-      rows[spec.task] = mean_row(reader, stage.method.variables(*trees), batches)
-  if options.kind == 'fisher' and options.width:
-    return principal_components(rows, options.width)
-  return TaskVectors.of(rows)
+  rows, reader, fisher = {}, None, options.kind == 'fisher'
+  for result in _runs(config, output):
+    stage, trained = result.stage, result.trained
+    if reader is None:
+      form = LossForm(config.train.label_smoothing, 'sum')
+      reader = (fisher_reader(make_loss(stage.model, stage.method, form)) if fisher
+                else encoder_reader(stage.model, options.read, options.pooling))
+    for place, spec in enumerate(stage.specs.values()):
+      own = lambda tree, i=place: jax.tree.map(lambda leaf: jnp.asarray(leaf[i]), tree)
+      trees = own(trained.tuned), stage.start.frozen, own(trained.constants)
+      batches = _batches(stage.store, spec, options)
+      rows[spec.task] = (fisher_matrix(fisher_of(reader, trees, batches)).ravel() if fisher
+                         else mean_row(reader, stage.method.variables(*trees), batches))
+  if not fisher:
+    return TaskVectors.of(rows)
+  found = principal_components(rows, options.width) if options.width else TaskVectors.of(rows)
+  return found.unit() if options.scale == 'unit' else found
 
 
 def make_task_vectors(config: mlc.ConfigDict, options: VectorOptions,
@@ -255,8 +272,8 @@ def make_task_vectors(config: mlc.ConfigDict, options: VectorOptions,
   Args:
     config: a stage's config; its tasks and rows, for tuned vectors also what is tuned.
     options: how.
-    output: folder for `id2task.json`, `task_vecs.npy` and `options.json`; caches and the tuned
-      replicas go below it, and a run that was stopped goes on.
+    output: folder for `id2task.json`, `task_vecs.npy` and `options.json`; caches go below it, and
+      the runs of tuned replicas below `tuning`, where a run that was stopped goes on.
 
   Raises:
     UserError: options, tasks, rows or a backbone that do not fit.
