@@ -123,13 +123,28 @@ def test_an_expert_of_a_masked_bank_is_opened_with_the_copy_of_its_masks(banked,
 
 
 @pytest.mark.slow
-def test_one_source_needs_no_gate(base, backbone, trained):
-  config = small.config_of('propetl', backbone, (small.SOURCES[0],), method__owners=('layer',),
-                           train__eval_every='never', train__final_split='')
-  source = next(iter(run_stage(config, base / 'one', trained.stage.backbone).experts.values()))
-  stage = build(small.config_of('pemt/stage2', backbone, (small.TARGET,), sources=(str(source),)),
-                base / 'on_one', trained.stage.backbone)
-  paths = flatten(stage.start.tuned_shapes())
+def test_runs_that_train_masks_alone_share_a_prototype(base, backbone, trained):
+  def run(task, **changes):
+    config = small.config_of('propetl', backbone, (task,), method__owners=('layer',),
+                             train__eval_every='never', train__final_split='', **changes)
+    return next(iter(run_stage(config, base / task, trained.stage.backbone).experts.values()))
+
+  def second_stage(*sources):
+    config = small.config_of('pemt/stage2', backbone, (small.TARGET,),
+                             sources=tuple(map(str, sources)))
+    return build(config, base / 'on_masks', trained.stage.backbone)
+
+  first = run(small.SOURCES[0])
+  second = run(small.SOURCES[1], starts=(str(first),),
+               train__group_multipliers={'prototype': 0.0})
+  one, other = small.leaves_of(first), small.leaves_of(second)
+  scores = 'encoder/propetl/layer_mlp_residual/down_kernel'
+  np.testing.assert_array_equal(one['deltas/propetl/down/kernel'],
+                                other['deltas/propetl/down/kernel'])
+  assert not np.array_equal(one[scores], other[scores])
+  assert second_stage(first, second).sources.names == small.SOURCES
+  alone = second_stage(first)
+  paths = flatten(alone.start.tuned_shapes())
   assert any('/mlp_residual/adapter/' in path for path in paths)
   assert not any('gate' in path for path in paths)
-  assert 'deltas/propetl/down/kernel' in flatten(stage.start.frozen)
+  assert 'deltas/propetl/down/kernel' in flatten(alone.start.frozen)
