@@ -119,3 +119,11 @@ def test_old_files_have_no_prefix_and_buffers(theirs, tmp_path):
   files.write_tensors(tmp_path / files.SAFETENSORS, state)
   with pytest.raises(UserError, match=r"lacks 'h.1.mlp.c_fc.bias' of shape \[24\]"):
     gpt2_files.load_gpt2(tmp_path)
+
+
+def test_transformers_reads_what_is_written(theirs, tmp_path):
+  transformers = pytest.importorskip('transformers')
+  gpt2_files.save_gpt2(tmp_path, *gpt2_files.load_gpt2(theirs[1]), shards=2)
+  read = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).state_dict()
+  for name, weight in theirs[0].state_dict().items():
+    np.testing.assert_array_equal(read[name].numpy(), weight.numpy(), err_msg=name)

@@ -36,6 +36,8 @@ CHANGED = planned(('lora', 'decoder/self_attention/[qv]', LoRA(2)),
                   ('prompt', 'decoder/embed', Prompt(3)),
                   ('prefix', 'decoder/self_attention', Prefix(2, 4)),
                   ('own', 'decoder/self_attention', KeyValuePrefix(2, 2), (('decoder', 1),)))
+both = pytest.mark.parametrize('model', [pytest.param(PLAIN, marks=pytest.mark.slow), CHANGED],
+                               ids=['plain', 'changed'])
 
 
 @functools.cache
@@ -57,7 +59,7 @@ def rows_of(length=9, seed=0):
   return rng.integers(2, CONFIG.vocab_size, (2, length)).astype(np.int32)
 
 
-@pytest.mark.parametrize('model', [PLAIN, CHANGED], ids=['plain', 'changed'])
+@both
 def test_padding_anywhere_changes_nothing_at_real_positions(model):
   tokens, variables = rows_of(6), variables_of(model)
   expected = read(model, variables, tokens, np.ones((2, 6), np.float32))
@@ -77,7 +79,7 @@ def test_no_position_sees_a_later_one():
   assert np.abs(first[:, 5:] - second[:, 5:]).max() > 0.1
 
 
-@pytest.mark.parametrize('model', [PLAIN, CHANGED], ids=['plain', 'changed'])
+@both
 def test_cached_steps_give_the_logits_of_whole_texts(model):
   tokens, variables, front, beams = rows_of(), variables_of(model), 4, 2
   mask = np.ones((2, 9), np.float32)

@@ -103,6 +103,7 @@ def test_an_expert_on_text_is_trained_scored_and_asked(texts, backbone, tmp_path
     predict_file(folder, tmp_path / 'in.jsonl', tmp_path / 'out.jsonl', {})
 
 
+@pytest.mark.slow
 def test_text_to_text_tasks_run_on_a_gpt2(texts, backbone, tmp_path):
   config = small.config_of('lora', str(backbone[1].experts['backbone']), (small.TARGET,), steps=3)
   result = run_stage(config, tmp_path)
