@@ -20,6 +20,7 @@ Every stage folder (the workdir itself or a folder below it) may hold:
   `sources` [source] names; `replicas` [replica] names; `targets` [replica] names of target tasks
   (optional, default `replicas`); `encoder` and `decoder` [replica, layer, source] weights, either
   may be absent.
+`load.npz`: the same of the share of tokens that each expert of a layer gets.
 `correlation.npz`: `matrix` [row, column]; `rows` [row] names; `columns` [column] names (optional,
   default `rows`).
 `masks.npz`: overlap (Jaccard) and density of masks.
@@ -47,8 +48,8 @@ import numpy as np
 from pemt_jax.errors import UserError
 
 PARTS = ('result.json', 'metrics.jsonl', 'config.json', 'environment.json')
-EXTRAS = ('gates.npz', 'correlation.npz', 'masks.npz', 'times.json', 'resources.json',
-          'parameters.json')
+EXTRAS = ('gates.npz', 'load.npz', 'correlation.npz', 'masks.npz', 'times.json',
+          'resources.json', 'parameters.json')
 MASK_OWNERS = ('task', 'language', 'layer')
 # Folders that hold arrays or written reports, never a stage.
 _NO_STAGE = {'experts', 'checkpoint', 'checkpoints', 'best', 'report', 'tensorboard', 'cache',
@@ -105,6 +106,7 @@ class Stage:
   config: Any = None
   environment: Any = None
   gates: Gates | None = None
+  load: Gates | None = None
   correlation: Correlation | None = None
   masks: MaskOverlaps | None = None
   times: Any = None
@@ -160,7 +162,7 @@ def read_stage(folder: pathlib.Path, root: pathlib.Path) -> Stage:
   name = str(folder.relative_to(root))
   stage = Stage(name='' if name == '.' else name)
   readers = {**dict.fromkeys(PARTS + EXTRAS, read_json), 'metrics.jsonl': read_metrics,
-             'gates.npz': read_gates, 'correlation.npz': read_correlation,
+             'gates.npz': read_gates, 'load.npz': read_gates, 'correlation.npz': read_correlation,
              'masks.npz': read_masks}
   for part, reader in readers.items():
     path = folder / part

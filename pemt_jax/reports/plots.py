@@ -140,8 +140,13 @@ def short_names(names: Sequence[str]) -> tuple[str, ...]:
   return tuple(name[len(shared):].removeprefix('/') for name in names)
 
 
-def gates_by_layer(gates: Gates) -> str:
-  """Draws one panel per target, source x layer, the encoder left of the decoder."""
+def gates_by_layer(gates: Gates, what: str = 'Gate weight of each source') -> str:
+  """Draws one panel per target, source x layer, the encoder left of the decoder.
+
+  Args:
+    gates: what is drawn.
+    what: it is, for readers without the picture.
+  """
   targets, stacks = mean_by_target(gates)
   sources = short_names(gates.sources)
   layers = sum(array.shape[1] for array in stacks.values())
@@ -160,8 +165,7 @@ def gates_by_layer(gates: Gates) -> str:
         name_ticks(panel.yaxis, sources if i % columns == 0 else [''] * len(sources))
         panel.set_title(short_names(targets)[i], fontsize=8.5, loc='left', pad=16)
     colour_bar(figure, image, axes)
-    return pictures.to_svg(figure, 'Gate weight of each source (rows) in each layer (columns), one '
-                                   'panel per target')
+    return pictures.to_svg(figure, f'{what} (rows) in each layer (columns), one panel per target')
 
 
 def _draw_stacks(panel: Any, stacks: Mapping[str, np.ndarray], high: float, written: bool) -> Any:

@@ -19,6 +19,7 @@ _WHY = {
     'config.json': 'no resolved config',
     'environment.json': 'no description of the environment',
     'gates.npz': 'no gate weights: no gate heat maps',
+    'load.npz': 'no tokens sent to experts: no load',
     'correlation.npz': 'no task correlation: no matrix',
     'masks.npz': 'no masks: no overlaps of tasks and layers',
     'times.json': 'no seconds by phase',
@@ -121,7 +122,7 @@ def stage_section(name: str, stage: Stage, colour: str | None = None) -> Section
              for title, view in views.study_tables(result, stage.name)]
   blocks += [Block(title, 'png', base64.b64encode(content).decode('ascii'))
              for title, content in stage.figures]
-  blocks += _gate_blocks(stage)
+  blocks += _gate_blocks(stage) + _load_blocks(stage)
   if stage.correlation is not None:
     blocks.append(Block('Task correlation', 'svg', plots.correlation(stage.correlation),
                         'Similarity of mean prompt rows; mean over seeds.'))
@@ -158,6 +159,16 @@ def _gate_blocks(stage: Stage) -> list[Block]:
               view, caption=caption)),
           Block('Gate weights by layer', 'svg', plots.gates_by_layer(stage.gates),
                 'Rows: sources. Columns: layers, from the input to the output. Mean over seeds.')]
+
+
+def _load_blocks(stage: Stage) -> list[Block]:
+  if stage.load is None:
+    return []
+  picture = plots.gates_by_layer(stage.load, 'Share of tokens of each expert')
+  return [Block('Load of experts by layer', 'svg', picture,
+                'Share of the real tokens whose first choice is the expert, in the last evaluation.'
+                ' Rows: experts. Columns: layers with experts, from the input to the output. Mean'
+                ' over seeds.')]
 
 
 def _curve_blocks(stage: Stage, colour: str | None) -> list[Block]:

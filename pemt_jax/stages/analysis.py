@@ -25,7 +25,7 @@ _RSS_UNIT = 1 if sys.platform == 'darwin' else 1024
 
 
 def write(stage: Stage, trained: TrainResult, workdir: pathlib.Path) -> None:
-  """Writes predictions, gates, correlation, masks and parameters.json below the workdir.
+  """Writes predictions, gates, load, correlation, masks and parameters.json below the workdir.
 
   Predictions and gates are those of the final split with the best step of each replica.
   """
@@ -101,24 +101,33 @@ def _of_task(line, task):
   return found.values()
 
 
-def mean_gates(stage: Stage, name: str) -> dict[str, np.ndarray]:
+def mean_gates(stage: Stage, name: str, kind: str = 'gates') -> dict[str, np.ndarray]:
   """Mean gates of a replica on the last evaluation of its final split; {} without a mixture.
+
+  Args:
+    stage: what was trained.
+    name: of the replica.
+    kind: 'gates' of sources, or 'load' of experts to which tokens are sent.
 
   Returns:
     stack -> [layer, source].
   """
   split = stage.specs[name].config.train.final_split
   found = observations(stage.evaluator.latest[name, split][1]) if split else {}
-  return {stack: found[f'gates/{stack}'] for stack in STACKS if f'gates/{stack}' in found}
+  return {stack: found[f'{kind}/{stack}'] for stack in STACKS if f'{kind}/{stack}' in found}
 
 
 def _write_gates(stage, names, workdir):
-  found = [mean_gates(stage, name) for name in names]
-  if stage.sources is None or not any(found):
-    return
-  arrays = {stack: np.stack([own[stack] for own in found]) for stack in STACKS}
-  np.savez(workdir / 'gates.npz', sources=np.array(stage.sources.names), replicas=np.array(names),
-           targets=np.array([stage.specs[name].task for name in names]), **arrays)
+  for kind in ('gates', 'load'):
+    found = [mean_gates(stage, name, kind) for name in names]
+    if not any(found) or kind == 'gates' and stage.sources is None:
+      continue
+    arrays = {stack: np.stack([own[stack] for own in found]) for stack in found[0]}
+    count = next(iter(arrays.values())).shape[-1]
+    sources = (stage.sources.names if kind == 'gates'
+               else [f'expert {number}' for number in range(count)])
+    np.savez(workdir / f'{kind}.npz', sources=np.array(sources), replicas=np.array(names),
+             targets=np.array([stage.specs[name].task for name in names]), **arrays)
 
 
 def prompt_similarity(first: np.ndarray, second: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from html import parser
@@ -36,6 +37,8 @@ def run(workdir):
   (second / 'parameters.json').write_text('{"frozen_parameters": 1234}')
   gates = files.Gates(('mnli', 'qqp'), ('cb',), {'encoder': np.full((1, 2, 2), 0.5)})
   files.save_gates(second / 'gates.npz', gates, ['cb-0'])
+  load = dataclasses.replace(gates, sources=('expert 0', 'expert 1'))
+  files.save_gates(second / 'load.npz', load, ['cb-0'])
   files.save_correlation(second / 'correlation.npz',
                          files.Correlation(('cb',), ('mnli', 'qqp'), np.ones((1, 2))))
   np.savez(second / 'masks.npz', replicas=['cb-0'], matrices=[''], layer=['encoder 1', 'encoder 2'],
@@ -129,11 +132,12 @@ def test_missing_parts_are_named(run):
   text = html.write_report(run).read_text()
   begun, complete = (part.split('</section>')[0] for part in re.split(
       r'<h2>(?:stage1|stage2)</h2>', text)[1:])
-  for part in ('result.json', 'config.json', 'environment.json', 'gates.npz', 'correlation.npz',
-               'masks.npz', 'times.json', 'resources.json', 'parameters.json'):
+  for part in ('result.json', 'config.json', 'environment.json', 'gates.npz', 'load.npz',
+               'correlation.npz', 'masks.npz', 'times.json', 'resources.json', 'parameters.json'):
     assert f'<li>{part}: ' in begun
   assert '<li>metrics.jsonl: holds no number yet' in begun
   assert '<li>' not in complete
+  assert 'Load of experts by layer' in complete and 'expert 1' in complete
 
 
 @pytest.mark.parametrize('name', ['result.json', 'metrics.jsonl', 'config.json', 'gates.npz',
