@@ -13,13 +13,13 @@ import numpy as np
 
 from pemt_jax.data.buckets import Batch, BatchOrder, BatchSource, FILLER, Order
 from pemt_jax.data.keyed_random import keyed_permutation
-from pemt_jax.data.task_orders import DrawnOrder, SingleTaskOrder
+from pemt_jax.data.task_orders import DrawnOrder, EpisodeOrder, SingleTaskOrder
 from pemt_jax.data.task_sampler import TaskSampler
 from pemt_jax.data.tokenized import digest
 from pemt_jax.errors import number, one_of
 
 SAMPLINGS = ('proportional', 'equal', 'temperature')
-BATCHES = ('mixed', 'single', 'drawn')
+BATCHES = ('mixed', 'single', 'drawn', 'episodes')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +31,17 @@ class Mixing:
     temperature: see `shares`.
     batches: 'mixed', a batch holds rows of several tasks; 'single', rows of one task. Both show
       every row of every task at least once in an epoch. 'drawn', the published sampler of ProPETL:
-      rows of one task, tasks and rows drawn with replacement.
+      rows of one task, tasks and rows drawn with replacement. 'episodes': as many parts of equal
+      size, each of one task, as `episodes` says (MAML).
     seed: of 'drawn' (published: 0); None takes that of the stream.
+    episodes: of a batch.
   """
 
   sampling: str
   temperature: float = 2.0
   batches: str = 'mixed'
   seed: int | None = None
+  episodes: int = 1
 
   def __post_init__(self):
     """Checks the words.
@@ -48,6 +51,7 @@ class Mixing:
     """
     one_of('config.mixture.sampling', self.sampling, SAMPLINGS)
     one_of('config.mixture.batches', self.batches, BATCHES)
+    number('config.mixture.episodes', self.episodes, self.episodes >= 1, 'of at least 1')
 
   def shares(self, sizes: Sequence[int]) -> np.ndarray:
     """Share of each task: [task], sum 1."""
@@ -127,9 +131,13 @@ class MixedTasks:
       sizes = tuple(len(part) for part in self.parts)
       own = (seed or 0) if self.mixing.seed is None else self.mixing.seed
       return DrawnOrder(TaskSampler(sizes, self.mixing.shares(sizes), batch_size, own))
-    if self.mixing.batches == 'single':
-      return SingleTaskOrder.of(self.owner, keys, seed, name, batch_size=batch_size,
-                                lookahead=lookahead, drop_remainder=drop_remainder)
+    if self.mixing.batches in ('single', 'episodes'):
+      count = self.mixing.episodes if self.mixing.batches == 'episodes' else 1
+      number('config.data.batch_size', batch_size, batch_size % count == 0,
+             f'that config.mixture.episodes={count} divides')
+      single = SingleTaskOrder.of(self.owner, keys, seed, name, batch_size=batch_size // count,
+                                  lookahead=lookahead, drop_remainder=drop_remainder)
+      return EpisodeOrder(single, count) if count > 1 else single
     return BatchOrder(keys, batch_size, seed, name, lookahead, drop_remainder)
 
   def __len__(self) -> int:

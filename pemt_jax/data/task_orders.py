@@ -76,6 +76,29 @@ class SingleTaskOrder:
 
 
 @dataclasses.dataclass(frozen=True)
+class EpisodeOrder:
+  """Batches of several episodes one after the other; an episode is a batch of one task.
+
+  Attributes:
+    order: of the episodes.
+    count: episodes of a batch.
+  """
+
+  order: SingleTaskOrder
+  count: int
+
+  @property
+  def steps_per_epoch(self) -> int:
+    """Batches that show every row at least once."""
+    return -(-self.order.steps_per_epoch // self.count)
+
+  def rows(self, step: int) -> tuple[np.ndarray, int]:
+    """Row numbers [batch_size] of a global step (-1: filler) and the epoch it belongs to."""
+    parts = [self.order.rows(step * self.count + place) for place in range(self.count)]
+    return np.concatenate([rows for rows, _ in parts]), parts[0][1]
+
+
+@dataclasses.dataclass(frozen=True)
 class DrawnOrder:
   """Tasks and rows are drawn with replacement; an epoch has as many batches as the rows fill."""
 

@@ -33,6 +33,8 @@ Observe = Callable[[Aux, jax.Array], Metrics]
 Auxiliary = Callable[[Aux, jax.Array], tuple[jax.Array, Metrics]]
 Expand = Callable[[Tree, Tree, Tree], Tree]
 FirstValues = Callable[[Tree, Tree, jax.Array], Tree]
+# (tuned, frozen, constants, batch, key) -> (loss [], metrics) of one replica
+LossFunction = Callable[..., tuple[jax.Array, Metrics]]
 
 FROZEN = ('.*', 'frozen')  # last trainable rule of a method that leaves the backbone as it is
 
@@ -81,6 +83,8 @@ class Method:
     transform_clipped: the same behind clipping.
     prediction: plan of evaluation and prediction, whose batches have one task each; it has the
       parameters of `plan`, which stands for it where it is None.
+    transform_loss: (loss function, whether it sums over tokens) -> loss function of a training
+      batch, such as the loss behind a step on half of its rows; or None.
   """
 
   name: str
@@ -95,6 +99,7 @@ class Method:
   transform_gradients: Callable[[Tree, jax.Array, jax.Array], Tree] | None = None
   transform_clipped: Callable[[Tree, jax.Array, jax.Array], Tree] | None = None
   prediction: Plan | None = None
+  transform_loss: Callable[[LossFunction, bool], LossFunction] | None = None
 
   def variables(self, tuned: Tree, frozen: Tree, constants: Tree) -> Tree:
     """What the model is applied to."""

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from pemt_jax.errors import UserError
 from pemt_jax.methods import (
-    adamix, adapters, attempt, baselines, bitfit, hyperformer, ia3, low_rank, mixda, moe, mpo,
-    prefixes, propetl, propetl_roberta, subspace)
+    adamix, adapters, attempt, baselines, bitfit, hyperformer, ia3, low_rank, maml, mixda, moe,
+    mpo, prefixes, propetl, propetl_roberta, subspace)
 from pemt_jax.methods.base import (
     FROZEN, Auxiliary, Expand, FirstValues, Method, Observe, as_initialised, joined)
 from pemt_jax.methods.language_modelling import tuned_by
@@ -49,6 +49,7 @@ ZOO: dict[str, Entry] = {
     'lora': Entry(baselines.LoRAOptions, baselines.lora),
     'prompt': Entry(baselines.PromptOptions, baselines.prompt),
     'full': Entry(baselines.FullOptions, baselines.full),
+    maml.NAME: Entry(maml.MamlOptions, maml.maml),
     'houlsby': Entry(adapters.FamilyOptions, adapters.houlsby),
     'pfeiffer': Entry(adapters.FamilyOptions, adapters.pfeiffer, adapters.PFEIFFER),
     'parallel': Entry(adapters.FamilyOptions, adapters.parallel, adapters.PARALLEL),
@@ -148,7 +149,8 @@ def combine(name: str, methods: Sequence[Method]) -> Method:
                 _in_turn([m.first_values for m in methods]),
                 _chain([m.next_constants for m in methods]),
                 _chain([m.transform_gradients for m in methods]),
-                _chain([m.transform_clipped for m in methods]), _prediction(methods))
+                _chain([m.transform_clipped for m in methods]), _prediction(methods),
+                _chain([m.transform_loss for m in methods]))
 
 
 def _sum(parts: Sequence[Auxiliary]) -> Auxiliary:

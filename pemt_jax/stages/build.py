@@ -150,6 +150,8 @@ class Stage:
     else:
       make = make_language_loss if is_language(self.config.stage) else make_loss
       loss_fn = make(self.model, self.method, form)
+    if self.method.transform_loss is not None:
+      loss_fn = self.method.transform_loss(loss_fn, form.reduction == 'sum')
     replicas = tuple(
         make_replica(spec.name, spec.config.train, self.store.steps_per_epoch(spec),
                      seed=spec.seed, learning_rate=spec.learning_rate)
@@ -181,7 +183,7 @@ def make_method(config: mlc.ConfigDict, backbone: Backbone, prompt_length: int,
     options = prompt_sources.with_counts(options, source_prompts, targets)
   mixed = bool(config.mixture.sampling)
   options = zoo.for_tasks(options, len(config.tasks) if mixed else 1,
-                          mixed and config.mixture.batches != 'mixed')
+                          mixed and config.mixture.batches in ('single', 'drawn'))
   if config.stage not in zoo.ZOO and not zoo.names_of(config.stage):
     require_text_to_text(backbone, config.stage, config.stage != NAME)
   if config.stage == 'pemt/stage2':

@@ -86,8 +86,8 @@ def _mixture_fields() -> mlc.ConfigDict:
   mixture = mlc.ConfigDict()
   mixture.sampling = ''           # '' | 'proportional' | 'equal' | 'temperature' (of rows ^ 1/T)
   mixture.temperature = 2.0       # T, at least 1
-  mixture.batches = 'mixed'       # rows of several tasks | 'single' task | 'drawn' (ProPETL) | 'episodes'
-  mixture.episodes = 1            # of a batch of 'episodes', each of one task
+  mixture.batches = 'mixed'       # | 'single' task | 'drawn' (ProPETL) | 'episodes' of a task each
+  mixture.episodes = 1            # of a batch of 'episodes'
   mixture.seed = optional(None, int)  # of 'drawn' (published: 0); None takes the replica's
   mixture.average = 'tasks'       # average_metrics: mean of the tasks' | of all 'values' (ProPETL)
   return mixture

@@ -135,7 +135,8 @@ def mixing_of(config: mlc.ConfigDict) -> Mixing:
     UserError: a word that is not known.
   """
   mixture = config.mixture
-  return Mixing(mixture.sampling, mixture.temperature, mixture.batches, mixture.seed)
+  return Mixing(mixture.sampling, mixture.temperature, mixture.batches, mixture.seed,
+                mixture.episodes)
 
 
 def _check(specs: Sequence[ReplicaSpec]) -> None:

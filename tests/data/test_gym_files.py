@@ -69,6 +69,17 @@ def test_a_line_without_an_answer_is_named(folder):
       f"task 'web_questions' has no {path.name} in {folder}; add it or leave this split out.")
 
 
+def test_the_rows_of_all_draws_may_be_read_together(folder):
+  config = dict(source='crossfit', root=str(folder.parent), template='plain', prefix='*')
+  texts = lambda split, **more: [example.source for example in load_task(
+      TASK, split, DataConfig(**config, **more)).examples]
+  each = lambda part: [f'{part} {seed} {i}' for seed in (13, 42) for i in range(6)]
+  assert texts('train') == each('train') and texts('validation') == each('dev')
+  assert texts('test') == each('test')[:6]
+  assert texts('train', train_on_validation=True) == each('train') + each('dev')
+  assert texts('test', train_on_validation=True) == each('test')[:6]
+
+
 def test_missing_folders_are_named(tmp_path):
   assert _message(load_task, TASK, 'train', DataConfig(source='crossfit')) == (
       'data.root is not set; give the folder that holds <task>/<prefix>_train.tsv.')

@@ -86,6 +86,22 @@ def test_single_batches_hold_one_task_and_the_rows_of_an_epoch(sizes, sampling):
   single.close(), mixed.close()
 
 
+def test_episodes_of_a_batch_hold_one_task_each():
+  episodes = stream_of([8, 12, 5], mixture.Mixing('proportional', batches='episodes', episodes=2))
+  seen = []
+  for _ in range(episodes.steps_per_epoch):
+    batch = next(episodes)
+    half = len(batch['task_ids']) // 2
+    for rows in (slice(None, half), slice(half, None)):
+      real = batch['example_ids'][rows] >= 0
+      assert len(set(batch['task_ids'][rows][real])) == 1
+      seen += zip(batch['task_ids'][rows][real], batch['example_ids'][rows][real])
+  assert set(seen) == {(task, row) for task, size in enumerate((8, 12, 5)) for row in range(size)}
+  episodes.close()
+  with pytest.raises(UserError, match='give a number that config.mixture.episodes=3 divides'):
+    stream_of([8, 8], mixture.Mixing('proportional', batches='episodes', episodes=3))
+
+
 def test_single_batches_are_shuffled_and_tasks_alternate():
   stream = stream_of([40, 40], mixture.Mixing('proportional', batches='single'))
   epochs = [[pairs(next(stream))[0] for _ in range(stream.steps_per_epoch)] for _ in range(2)]
@@ -135,4 +151,5 @@ def test_unknown_words_are_one_sentence():
   with pytest.raises(UserError) as error:
     mixture.Mixing('equal', batches='task')
   assert str(error.value) == (
-      "config.mixture.batches is 'task'; choose one of mixed, single, drawn.")
+      "config.mixture.batches is 'task'; choose one of mixed, single, drawn, "
+      'episodes.')
