@@ -4,7 +4,7 @@ A matrix is a chain of cores [r_k, i_k, j_k, r_(k+1)], see `experts/mpo_shapes.p
 are canonical: the singular values of each bond (between the cores in front and those behind) are
 split evenly between its two sides, so that cutting the trailing indices of a bond removes its
 smallest singular values (Gao et al. 2022, section 3.1). Cores are unique up to the signs of the
-bonds' vectors, and rotations among equal singular values.
+bonds' vectors, which are fixed here by a rule, and rotations among equal singular values.
 
 Kernels are [in, out], so their cores are [rank, in, out, rank].
 """
@@ -125,7 +125,22 @@ def _split_evenly(left: Cores) -> Decomposition:
     spectra[bond], out[bond] = values, vectors * roots
     into[bond] = inverse[:, None] * vectors.T
   cores = [np.tensordot(np.tensordot(into[k], left[k], 1), out[k + 1], 1) for k in range(count)]
-  return Decomposition(cores, spectra[1:-1])
+  return Decomposition(_signed(cores), spectra[1:-1])
+
+
+def _signed(cores: Cores) -> Cores:
+  """The entry of largest size in each column of a core, [r i j, r'], is positive.
+
+  So that cores which stay frozen are the same wherever they are decomposed again.
+  """
+  cores = list(cores)
+  for bond in range(len(cores) - 1):
+    columns = cores[bond].reshape(-1, cores[bond].shape[-1])
+    largest = columns[np.argmax(np.abs(columns), axis=0), np.arange(columns.shape[1])]
+    signs = np.where(largest < 0, -1.0, 1.0)
+    cores[bond] = cores[bond] * signs
+    cores[bond + 1] = cores[bond + 1] * signs[:, None, None, None]
+  return cores
 
 
 def cut(cores: Sequence[np.ndarray], ranks: Sequence[int] | None) -> Cores:
@@ -136,16 +151,34 @@ def cut(cores: Sequence[np.ndarray], ranks: Sequence[int] | None) -> Cores:
           for core, before, behind in zip(cores, ranks[:-1], ranks[1:], strict=True)]
 
 
+def shrink(cores: Sequence[np.ndarray], ranks: Sequence[int]) -> Cores:
+  """Canonical cores with exactly these ranks, each at most that of `cores`.
+
+  Args:
+    cores: [..., r_k, i_k, j_k, r_(k+1)], the same axes in front of all.
+    ranks: (r_0, ..., r_n); where the matrix needs less, the rest is 0.
+  """
+  cores = [np.asarray(core) for core in cores]
+  lead = cores[0].shape[:-4]
+  shapes = [(*lead, before, *core.shape[-3:-1], behind)
+            for core, before, behind in zip(cores, ranks[:-1], ranks[1:], strict=True)]
+  result = [np.zeros(shape, core.dtype) for shape, core in zip(shapes, cores, strict=True)]
+  for index in np.ndindex(lead):
+    found = cut(canonicalise([core[index] for core in cores]).cores, ranks)
+    for room, core in zip(result, found, strict=True):
+      room[index][:core.shape[0], :, :, :core.shape[-1]] = core
+  return result
+
+
 def squeeze(cores: Sequence[np.ndarray], ranks: Sequence[int]) -> Cores:
   """Canonical cores with zeros beyond the given ranks, in the shapes of `cores`.
 
-  Training goes on with cores of the same shape (dimension squeezing, Gao et al. 2021).
+  Training goes on with cores of the same shape, as the original squeezes dimensions.
   """
-  result = []
-  for core, found in zip(cores, cut(canonicalise(cores).cores, ranks), strict=True):
-    room = np.zeros_like(core)
-    room[:found.shape[0], :, :, :found.shape[-1]] = found
-    result.append(room)
+  found = shrink(cores, ranks)
+  result = [np.zeros_like(core) for core in cores]
+  for room, core in zip(result, found, strict=True):
+    room[..., :core.shape[-4], :, :, :core.shape[-1]] = core
   return result
 
 

@@ -85,6 +85,8 @@ class Method:
       parameters of `plan`, which stands for it where it is None.
     transform_loss: (loss function, whether it sums over tokens) -> loss function of a training
       batch, such as the loss behind a step on half of its rows; or None.
+    adapt_start: (tuned of an expert, shapes of the run's) -> tuned, where training may start from
+      an expert of other sizes; or None. Canonical trees.
   """
 
   name: str
@@ -100,6 +102,7 @@ class Method:
   transform_clipped: Callable[[Tree, jax.Array, jax.Array], Tree] | None = None
   prediction: Plan | None = None
   transform_loss: Callable[[LossFunction, bool], LossFunction] | None = None
+  adapt_start: Callable[[Tree, Tree], Tree] | None = None
 
   def variables(self, tuned: Tree, frozen: Tree, constants: Tree) -> Tree:
     """What the model is applied to."""

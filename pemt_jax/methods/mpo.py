@@ -21,6 +21,7 @@ from pemt_jax.experts.mpo_linear import FORMS, MPO, NAME, expanded
 from pemt_jax.experts.mpo_shapes import CORES, Factors, factors_of, known_factors
 from pemt_jax.methods.base import FROZEN, Expand, FirstValues, Method, joined
 from pemt_jax.methods.classification import HEAD
+from pemt_jax.methods.mpo_squeeze import shrunk
 from pemt_jax.models.gpt2_config import GPT2Config
 from pemt_jax.models.layers import fold_name
 from pemt_jax.models.roberta_config import RobertaConfig
@@ -216,7 +217,7 @@ def mpo(options: MPOOptions, config: Any, prompt_length: int) -> Method:
     central = '.*/mpo/core_' + str(options.cores // 2)
     mask = gradient_mask(central, options.mask_probability, options.mask_per)
   return Method(NAME, plan, tuned_rules(options), expand=expander(options.form),
-                first_values=decomposed(plan), transform_gradients=mask)
+                first_values=decomposed(plan), transform_gradients=mask, adapt_start=shrunk)
 
 
 def tuned_rules(options: MPOOptions) -> tuple[tuple[str, str], ...]:

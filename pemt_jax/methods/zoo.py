@@ -150,7 +150,8 @@ def combine(name: str, methods: Sequence[Method]) -> Method:
                 _chain([m.next_constants for m in methods]),
                 _chain([m.transform_gradients for m in methods]),
                 _chain([m.transform_clipped for m in methods]), _prediction(methods),
-                _chain([m.transform_loss for m in methods]))
+                _chain([m.transform_loss for m in methods]),
+                _chain([m.adapt_start for m in methods]))
 
 
 def _sum(parts: Sequence[Auxiliary]) -> Auxiliary:

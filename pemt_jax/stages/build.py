@@ -93,7 +93,8 @@ class Start:
       params = merge(params, unflatten({f'{_ATTEMPT}/table': first}))
     _, tuned = split_params(params, self._method.tuned)
     if spec.start is not None:
-      tuned, more = start_values(spec.start, (self._backbone.name, self._backbone.hash), tuned)
+      tuned, more = start_values(spec.start, (self._backbone.name, self._backbone.hash), tuned,
+                                 self._method.adapt_start)
       tuned, constants = cut(tuned, self.tuned_shapes()), merge(constants, more)
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tuned), constants
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 
@@ -35,14 +36,15 @@ def start_folder(start: str, task: str) -> pathlib.Path:
                   f" expert '{name}'; give a folder that launch/merge.py or a stage wrote.")
 
 
-def start_values(folder: pathlib.Path, backbone: tuple[str, str],
-                 shapes: Tree) -> tuple[Tree, Tree]:
+def start_values(folder: pathlib.Path, backbone: tuple[str, str], shapes: Tree,
+                 adapt: Callable[[Tree, Tree], Tree] | None = None) -> tuple[Tree, Tree]:
   """Values of the expert as the first (tuned, constants) of a run.
 
   Args:
     folder: of the expert.
     backbone: name and hash of the backbone in use.
     shapes: tuned shapes of the run, canonical or cut into segments; prompts may be padded.
+    adapt: see `Method.adapt_start`.
 
   Returns:
     Canonical trees of NumPy arrays.
@@ -53,6 +55,8 @@ def start_values(folder: pathlib.Path, backbone: tuple[str, str],
   tuned, constants, card = _load(folder)
   check_backbone(card, *backbone)
   expected = flatten(join_shapes(shapes))
+  if adapt is not None:
+    tuned = adapt(tuned, unflatten(expected))
   flat, state = flatten(tuned), flatten(constants)
   place = prompt_place(flat)
   table = f'{place}/table'
