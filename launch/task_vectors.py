@@ -17,7 +17,7 @@ from pemt_jax import cli
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Stage config.', lock_config=True)
 KIND = flags.DEFINE_string(
-    'kind', None, 'random, text, fine_tuned_text or fisher, see docs/task_vectors.md.', required=True)
+    'kind', None, 'random, text, fine_tuned_text, fisher: docs/task_vectors.md.', required=True)
 OUTPUT = flags.DEFINE_string('output', None, 'Folder for the vectors.', required=True)
 POOLING = flags.DEFINE_enum('pooling', 'masked', ['masked', 'legacy'], 'Positions of a mean.')
 READ = flags.DEFINE_enum('read', 'all', ['all', 'first'], 'Positions of fine_tuned_text.')

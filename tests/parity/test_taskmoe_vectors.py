@@ -1,4 +1,4 @@
-"""Task vectors against the original program: embeddings of texts, Fisher information of adapters."""
+"""Task vectors against the original program: embeddings of texts, Fisher information."""
 
 from __future__ import annotations
 
