@@ -161,7 +161,8 @@ class Evaluator:
 
     Where texts are free, `generated_tokens` is the mean number of tokens, end mark included. A
     mixture has the metrics of every task behind its name, such as `rte/accuracy`, and the mean of
-    the tasks' average metrics, or of all values that these average (`config.mixture.average`).
+    the tasks' average metrics, or of all values that these average (`config.mixture.average`);
+    tasks whose average is undefined do not enter it.
     """
     names = [replica.name for replica in replicas]
     tokens, statistics = self._decode(tuned, frozen, constants, names, split)
@@ -194,9 +195,12 @@ class Evaluator:
       own |= summarise(statistics[batch:batch + count])
       found |= {f'{part.task}/{name}': value for name, value in own.items()}
       start, batch = stop, batch + count
-    averages = [found[f'{task}/{AVERAGE}'] for task in spec.tasks]
-    weights = counts if spec.config.mixture.average == 'values' else None
-    return found | {AVERAGE: float(np.average(averages, weights=weights))}
+    averages = np.array([found[f'{task}/{AVERAGE}'] for task in spec.tasks])
+    weights = np.where(np.isnan(averages), 0.0, 1.0)  # A correlation may be undefined.
+    if spec.config.mixture.average == 'values':
+      weights *= counts
+    mean = np.sum(np.nan_to_num(averages) * weights) / weights.sum() if weights.any() else np.nan
+    return found | {AVERAGE: float(mean)}
 
 
 def with_length(scores: Mapping[str, float], length: float, averaged: bool) -> dict[str, float]:
