@@ -1,7 +1,7 @@
 """Builds folders of the few-shot gym out of data sets, and checks files against MD5 sums.
 
 python launch/gym.py --output=DIR --root=DATA [--tasks=glue-rte,boolq] [--sums=LIST]
-python launch/gym.py --output=DIR --nobuild --sums=LIST
+python launch/gym.py --output=DIR --build=False --sums=LIST
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pemt_jax.data import gym_table
 from pemt_jax.errors import UserError
 
 OUTPUT = flags.DEFINE_string('output', None, 'Folder of the gym.', required=True)
-BUILD = flags.DEFINE_bool('build', True, 'Write files; --nobuild checks those that are there.')
+BUILD = flags.DEFINE_bool('build', True, 'Write files; --build=False checks those that are there.')
 SOURCE = flags.DEFINE_enum('source', 'local', ['local', 'hf', 'tfds'], 'Where rows come from.')
 ROOT = flags.DEFINE_string('root', None, 'Folder of local rows, see docs/data.md.')
 TASKS = flags.DEFINE_list('tasks', [], 'Published names; the default is a part of a split.')

@@ -47,8 +47,9 @@ def build_task(title: str, output: str | pathlib.Path, source: str, root: str | 
   form = named if published and named in task.variants else gym.PLAIN
 
   def rows(split: str, few_shot: int | None) -> list[Example]:
-    return list(load_task(task.name, split, DataConfig(
-        source=source, root=root, template=form, task_row_limits=False, few_shot=few_shot)).examples)
+    config = DataConfig(source=source, root=root, template=form, task_row_limits=False,
+                        few_shot=few_shot)
+    return list(load_task(task.name, split, config).examples)
 
   pool, test = rows('train', None), rows('test', entry.shots)
   folder, written = pathlib.Path(output) / title, []
