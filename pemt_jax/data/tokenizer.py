@@ -144,8 +144,8 @@ class Tokenizer:
     """
     found = self.known_ids((*MASKS, sentinel_name(0)))
     if not found:
-      raise UserError(f'Tokenizer {self._origin!r} has none of the tokens {", ".join(MASKS)} and no '
-                      'sentinel; text infilling needs one of them.')
+      raise UserError(f'Tokenizer {self._origin!r} has none of the tokens {", ".join(MASKS)} and'
+                      ' no sentinel; text infilling needs one of them.')
     return found[0]
 
   @functools.cached_property
