@@ -76,7 +76,7 @@ def train_fails(fails, workdir, overrides):
     (['--config.generation.num_beams=0'],
      'Generation option num_beams=0 is too small; set num_beams to at least 1.'),
     (['--config.stage=pemt/stage3'], "stage 'pemt/stage3' is unknown; choose one of pemt/stage1, "
-     "pemt/stage2, span_corruption, or one or several, joined by '+', of"
+     "pemt/stage2, span_corruption, language_modelling, or one or several, joined by '+', of"
      f" {', '.join(ZOO)}."),
 ], ids=lambda value: value[0].removeprefix('--config.') if isinstance(value, list) else '')
 def test_a_wrong_value(train_fails, options, sentence):
