@@ -82,7 +82,11 @@ def left_chain(matrix: np.ndarray, factors: Factors) -> Cores:
   """
   rest, left, rank = _paired(matrix, factors), [], 1
   for i, j in list(zip(factors.rows, factors.cols, strict=True))[:-1]:
-    basis, rest = np.linalg.qr(rest.reshape(rank * i * j, -1))
+    rest = rest.reshape(rank * i * j, -1)
+    if rest.shape[0] <= rest.shape[1]:  # Any basis of the rows serves.
+      basis = np.eye(rest.shape[0])
+    else:
+      basis, rest = np.linalg.qr(rest)
     left.append(basis.reshape(rank, i, j, -1))
     rank = basis.shape[1]
   return [*left, rest.reshape(rank, factors.rows[-1], factors.cols[-1], 1)]
