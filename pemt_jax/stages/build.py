@@ -53,8 +53,8 @@ class Start:
     self._config, self._backbone, self._method = config, backbone, method
     self._specs, self._ids = specs, ids
     self.shapes = nn.meta.unbox(boxed_shapes(model))
-    self._loaded = merge(cut(backbone.params, self.shapes['params'], whole=True),
-                         cut(sources.params if sources else {}, self.shapes['params']))
+    loaded = merge(backbone.params, sources.params if sources else {})
+    self._loaded = cut(loaded, self.shapes['params'])
     self._init = initialiser(model, self._loaded)
     frozen, _ = split_params(merge(self.shapes['params'], self._loaded), method.tuned)
     flat, missing = flatten(self._loaded), set(flatten(frozen)) - set(flatten(self._loaded))
