@@ -126,7 +126,8 @@ def test_the_balance_loss_is_one_for_an_even_load():
 def test_top2_policies():
   shares = route(TOP2, LOGITS, ONES, False).weight[..., 1]
   second = lambda policy, draws=None: route(
-      dataclasses.replace(TOP2, eval_policy=policy), LOGITS, ONES, False, draws).chosen[..., 1] < EXPERTS
+      dataclasses.replace(TOP2, eval_policy=policy), LOGITS, ONES, False,
+      draws).chosen[..., 1] < EXPERTS
   assert second('all').all() and not second('none').any()
   np.testing.assert_array_equal(second('threshold'), shares > 0.2)
   draws = jnp.asarray(RNG.uniform(size=(BATCH, LENGTH)), jnp.float32)
