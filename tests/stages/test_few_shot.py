@@ -116,6 +116,34 @@ def test_padded_batches_change_nothing(done, root, tmp_path):
   assert not grid
 
 
+@pytest.mark.slow
+def test_what_meta_learning_leaves_is_a_start(root, tmp_path):
+  """Two tasks in episodes; the expert starts a grid on one of them."""
+  (root / 'boolq').mkdir(exist_ok=True)
+  for part in ('train', 'dev'):
+    gym_files.write_lines(root / 'boolq' / f'boolq_16_13_{part}.tsv', [
+        (f'word {part} {i}', [('no', 'yes')[i % 2]]) for i in range(8)])
+  base = _config(root).tuned
+  config = gym_recipe(small.config_of(
+      'maml', base.model.name, ('crossfit/boolq', f'crossfit/{TITLE}'), data__root=str(root),
+      data__prefix='*', data__train_on_validation=True, mixture__sampling='proportional',
+      mixture__batches='episodes', mixture__episodes=2, method__rows=2, data__batch_size=8,
+      train__eval_every='never', train__final_split='', train__metric=''))
+  config.data.max_source_length, config.data.max_target_length = 24, 4
+  expert = run_stage(config, tmp_path / 'maml').experts['mixture']
+  lines = [json.loads(line) for line in (tmp_path / 'maml' / 'metrics.jsonl').open()]
+  assert all(line['train/support_loss'] > 1 for line in lines)
+  few = _config(root, samples=SEEDS[:1], batch_sizes=(2,))
+  few.tuned = gym_recipe(small.config_of('full', base.model.name, (), data__root=str(root)))
+  few.tuned.data, few.tuned.generation = base.data, base.generation
+  few.tuned.train.learning_rate, few.learning_rates = 0.0, (0.0,)
+  few.tuned.starts = (str(expert),)
+  few.keep = 'experts'
+  few_shot.run_few_shot(few, tmp_path / 'few')
+  tuned, = (tmp_path / 'few').rglob('card.json')
+  small.assert_same_leaves(small.leaves_of(tuned.parent), small.leaves_of(expert))
+
+
 def test_a_task_may_have_a_start_of_its_own(root, tmp_path, monkeypatch):
   seen = []
 
