@@ -57,7 +57,7 @@ SMALL = {
     'attempt': {'sources': 2, 'hidden': 5, 'temperature': 3.0},
 }
 # Patterns of backbone leaves that an entry tunes; the others leave the backbone as it is.
-TUNES_BACKBONE = {'full': '.*', 'mpo': '(?!shared/|.*/kernel).*'} | dict.fromkeys(
+TUNES_BACKBONE = {'full': '.*', 'maml': '.*', 'mpo': '(?!shared/|.*/kernel).*'} | dict.fromkeys(
     ('switch', 'top2'), '(?!.*/mlp/w).*') | dict.fromkeys(
     ('adapter', 'houlsby', 'compacter', 'adapter_controller', 'meta_adapter', 'hyperformer',
      'hyperformer_pp'), '.*norm/scale')
