@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from collections.abc import Mapping, Sequence
 
 from pemt_jax.experts.routers import RouterSpec, router_weights
+from pemt_jax.interop import bart_files
 from pemt_jax.interop.bart_files import PREFIX, bart_table
 from pemt_jax.interop.names import Table, Weight
 from pemt_jax.models.bart_config import BartConfig
@@ -45,20 +47,20 @@ def _unit(layer: int, start: str, stacks: int | None) -> str:
   return f'{start}decoder.routers.{layer - stacks}.'
 
 
-def router_table(spec: RouterSpec, path: str = 'router', start: str = 'router.model.',
+def router_table(spec: RouterSpec, path: str = 'router/', start: str = 'router.model.',
                  inside_stacks: int | None = None) -> Table:
   """Table of a router's tensors.
 
   Args:
     spec: shape of the router.
-    path: where its leaves lie in the tree; '' for the top.
+    path: how the paths of its leaves begin; '' at the top of the tree.
     start: how the original's names begin.
     inside_stacks: number of encoder layers, for files of the older form, which keeps the networks
       of `linear_layer_specific` inside of the stacks (`start` is then 'model.'); None otherwise.
   """
-  place, weights = f'{path}/' if path else '', []
+  weights = []
   for name, weight in router_weights(spec).items():
-    foreign, leaf = _foreign(spec, name), f'{place}{name}'
+    foreign, leaf = _foreign(spec, name), f'{path}{name}'
     make = functools.partial(Weight, path=leaf, transpose=name.endswith('kernel'))
     if spec.kind != 'linear_layer_specific':
       shape = weight.shape[::-1] if name.endswith('kernel') else weight.shape
@@ -90,3 +92,34 @@ def adapter_table(config: BartConfig, size: int, name: str = 'adapter') -> Table
                   Weight(f'{start}.bias', f'{path}/bias', (layer,), shapes[part][:1])]
   backbone = bart_table(config)
   return dataclasses.replace(backbone, weights=(*backbone.weights, *weights))
+
+
+def model_table(config: BartConfig, chosen: Mapping[str, Sequence[int]], experts: int,
+                router: Table | None = None) -> Table:
+  """Table of a whole mixture: `model.pt` of the original.
+
+  Args:
+    config: of the backbone.
+    chosen: for each stack, its layers that have experts, in order.
+    experts: of a layer.
+    router: tensors of the router, see `router_table`; None for files without them.
+  """
+  weights = [*bart_files.outer_weights(config), bart_files.bias_weight(config)]
+  for stack, depth in (('encoder', config.encoder_layers), ('decoder', config.decoder_layers)):
+    own = list(chosen[stack])
+    plain = [layer for layer in range(depth) if layer not in own]
+    for layer in range(depth):
+      inside = f'model.{stack}.layers.{layer}.'
+      if layer in plain:
+        weights += bart_files.layer_weights(config, stack, inside, f'{stack}/layers',
+                                            (plain.index(layer),))
+      for expert in range(experts if layer in own else 0):
+        weights += bart_files.layer_weights(
+            config, stack, f'{inside}blocks.{expert}.', f'{stack}/layers/experts',
+            (own.index(layer), expert))
+  return bart_files.table_of((*weights, *(router.weights if router else ())))
+
+
+def vectors_weight(shape: tuple[int, ...], path: str = 'deltas/task_moe/vectors') -> Weight:
+  """Task vectors, where a file has them among the tensors."""
+  return Weight('task_model.embed.weight', path, (), shape)

@@ -69,15 +69,17 @@ class Stack(TransformerStack):
 class Bart(EncoderDecoder):
   """BART encoder-decoder; `config` is a `BartConfig`."""
 
+  stack_class = Stack
+
   def setup(self):
     config = self.config
     spec = StackSpec(config, self.plan, 'encoder', self.compute, block_style(config))
     self.plan.check(self.sites(), self.depths())
     self.shared = layers.Embedding(config.vocab_size, config.embed, config.stddev,
                                    plan=self.plan.outside_layers())
-    self.encoder = Stack(spec)
+    self.encoder = self.stack_class(spec)
     decoder = dataclasses.replace(spec, stack='decoder')
-    self.decoder = Stack(decoder)
+    self.decoder = self.stack_class(decoder)
     self.deltas = ModelDeltas(self.plan, (spec.shape, decoder.shape))
     head = Site('lm_head', config.embed, config.vocab_size, 'embed', 'vocab', spec.dtype)
     self.lm_head = layers.OpenSite(head, self.plan.outside_layers())

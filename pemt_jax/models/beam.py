@@ -124,8 +124,7 @@ def _advance(search: _Search, step: Step, config: GenerationConfig) -> _Search:
   pool = _take_beams(jnp.concatenate([search.pool, candidates], 1), best)
   pool_filled = _take_beams(jnp.concatenate([search.pool_filled, enters], 1), best)
 
-  optimistic = config.early_stopping == 'never' and config.length_penalty > 0
-  reachable = running_scores[:, 0] / divisors[config.max_length - 1 if optimistic else length]
+  reachable = _reachable(running_scores[:, 0], scores[:, 0], length, config)
   worst = jnp.where(jnp.all(pool_filled, axis=-1), jnp.min(pool_scores, axis=-1), _LOSES)
   return _Search(
       position=length,
@@ -171,7 +170,17 @@ def _reorder(leaf: jax.Array, parents: jax.Array) -> jax.Array:
   return jax.vmap(_take_beams, in_axes=(0, None))(split, parents).reshape(leaf.shape)
 
 
+def _reachable(running: jax.Array, candidate: jax.Array, length: jax.Array,
+               config: GenerationConfig) -> jax.Array:
+  """Score [batch] that an open beam may still reach; see `GenerationConfig.early_stopping`."""
+  divisors = _divisors(config)
+  if config.early_stopping == 'candidates':
+    return candidate / divisors[length + 1]
+  optimistic = config.early_stopping == 'never' and config.length_penalty > 0
+  return running / divisors[config.max_length - 1 if optimistic else length]
+
+
 def _divisors(config: GenerationConfig) -> jax.Array:
-  """Score divisors length^penalty for lengths 0 ... max_length - 1; entry 0 is not used."""
-  lengths = np.maximum(np.arange(config.max_length, dtype=np.float64), 1.0)
+  """Score divisors length^penalty for lengths 0 ... max_length; entry 0 is not used."""
+  lengths = np.maximum(np.arange(config.max_length + 1, dtype=np.float64), 1.0)
   return jnp.asarray(lengths**config.length_penalty, jnp.float32)

@@ -45,7 +45,9 @@ class GenerationConfig:
       length counts eos and does not count the start token.
     early_stopping: when an example ends that has `num_beams` finished hypotheses: True, at once;
       False, when its best open beam, divided by its present length^p, is below all of them;
-      'never', the same with `max_length - 1` for the length if the penalty is positive.
+      'never', the same with `max_length - 1` for the length if the penalty is positive;
+      'candidates', when the best candidate of the step, an ended one included, divided by a length
+      that counts the start token, is below all of them (an older rule of Hugging Face).
     no_repeat_ngram_size: n-grams of this size occur once in an output; 0 allows repetition.
     min_length: eos is not predicted while the output, the start token included, is shorter.
     forced_bos_token_id: token that follows the start token, or None.
@@ -78,10 +80,11 @@ class GenerationConfig:
         raise UserError(
             f'Generation option {name}={value!r} is too small; set {name} to at least {bound}.'
         )
-    if not isinstance(self.early_stopping, bool) and self.early_stopping != 'never':
+    words = ('never', 'candidates')
+    if not isinstance(self.early_stopping, bool) and self.early_stopping not in words:
       raise UserError(
           f'Generation option early_stopping={self.early_stopping!r} is not known; set it to True,'
-          " False or 'never'."
+          " False, 'never' or 'candidates'."
       )
 
 

@@ -10,6 +10,13 @@ from pemt_jax.parity import common
 
 # Start of a case's name -> module below `parity` and function; the first match decides.
 _FUNCTIONS = {
+    'full_': ('taskmoe_model', 'full'),
+    'v1_': ('taskmoe_model', 'full'),
+    'init_copy': ('taskmoe_model', 'copies'),
+    'squeeze': ('taskmoe_model', 'squeeze'),
+    'train_steps': ('taskmoe_model', 'steps'),
+    'cached_decoding': ('taskmoe_model', 'decoding'),
+    'beam_search': ('taskmoe_model', 'search'),
     'metrics': ('taskmoe_data', 'metrics'),
     'kshot_sampling': ('taskmoe_data', 'draws'),
     'collect_arg': ('taskmoe_data', 'summaries'),

@@ -212,7 +212,8 @@ def test_one_program_serves_all_batches_of_a_shape(num_beams):
     ({'num_beams': 0},
      'Generation option num_beams=0 is too small; set num_beams to at least 1.'),
     ({'early_stopping': 'always'},
-     "Generation option early_stopping='always' is not known; set it to True, False or 'never'."),
+     "Generation option early_stopping='always' is not known; set it to True, False, 'never' or"
+     " 'candidates'."),
 ])
 def test_options_out_of_range_are_refused(option, sentence):
   with pytest.raises(UserError) as error:
