@@ -106,7 +106,8 @@ def relative_gain(first: pd.DataFrame, second: pd.DataFrame) -> tuple[pd.DataFra
 
   Returns:
     Columns task, test_performance_1, test_performance_2, diff, rg = diff / test_performance_1; and
-    the average relative gain (ARG), a fraction.
+    the average relative gain (ARG), a fraction. Behind a first score of 0 the gain is undefined and
+    does not enter the average.
 
   Raises:
     UserError: they share no task.
@@ -116,7 +117,8 @@ def relative_gain(first: pd.DataFrame, second: pd.DataFrame) -> tuple[pd.DataFra
   if both.empty:
     raise UserError('the summaries share no task; give those of runs on the same tasks.')
   both['diff'] = both[f'{_TEST}_2'] - both[f'{_TEST}_1']
-  both['rg'] = both['diff'] / both[f'{_TEST}_1']
+  reference = both[f'{_TEST}_1']
+  both['rg'] = both['diff'] / reference.where(reference != 0)
   return both, float(both['rg'].mean())
 
 
@@ -149,7 +151,8 @@ def write_summary(folder: str | pathlib.Path, output: str | pathlib.Path,
     lines.append(f'| {task} | {mean[_DEV]:.4f} | {mean[_TEST]:.4f} | {spread[_TEST]:.4f} |')
   if compared is not None:
     compared.to_csv(output / 'comparison.csv')
-    lines += ['', f'Average relative gain over {len(compared)} tasks: {100.0 * gain:+.2f} %']
+    count = int(compared['rg'].notna().sum())
+    lines += ['', f'Average relative gain over {count} tasks: {100.0 * gain:+.2f} %']
   text = '\n'.join(lines) + '\n'
   (output / 'summary.md').write_text(text, encoding='utf-8')
   return text

@@ -52,6 +52,13 @@ def test_folders_become_files(tmp_path):
   assert '| a | 0.5000 | 0.4000 | 0.1000 |' in text
 
 
+def test_a_gain_over_nothing_does_not_count():
+  first, second = (few_shot.summary_of({
+      name: few_shot.result_table([('p', 1e-5, 2, 0.5, score)]) for name, score in scores.items()})
+      for scores in ({'a': 0.0, 'b': 0.5}, {'a': 0.5, 'b': 0.75}))
+  assert few_shot.relative_gain(first, second)[1] == 0.5
+
+
 def test_mistakes_are_named(tmp_path):
   with pytest.raises(UserError, match='give the folder of a few-shot run'):
     few_shot.read_results(tmp_path)
