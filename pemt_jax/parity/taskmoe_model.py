@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from pemt_jax.deltas.base import Weight
+from pemt_jax.deltas.base import Values, Weight, Weights
 from pemt_jax.experts import routes as routes_lib
 from pemt_jax.experts.layer_experts import LayerExperts, copied, squeezed
 from pemt_jax.interop import bart_files, files, names, taskmoe_names
@@ -24,7 +24,7 @@ from pemt_jax.models.bart_config import FIRST_POSITION, BartConfig
 from pemt_jax.models.decoding import GenerationConfig
 from pemt_jax.models.layers import Compute
 from pemt_jax.models.segments import cut, join
-from pemt_jax.models.sites import Plan, Rule, SiteContext
+from pemt_jax.models.sites import Plan, SiteContext, StackShape
 from pemt_jax.parity import common
 from pemt_jax.parity.taskmoe_routers import router_spec
 from pemt_jax.training import optimisers, schedules, state as state_lib, step as step_lib
@@ -47,7 +47,7 @@ class Recorded(LayerExperts):
   rows: int = 1
   given: bool = False
 
-  def model_weights(self, shapes):
+  def model_weights(self, shapes: Mapping[str, StackShape]) -> Weights:
     """The recorded arrays beside the weights."""
     zeros = lambda *shape: Weight(shape, ('layer', 'act_batch', 'expert')[:len(shape)],
                                   constant=True)
@@ -57,7 +57,7 @@ class Recorded(LayerExperts):
     return super().model_weights(shapes) | {
         'noise': zeros(*sizes), 'mask': zeros(*sizes[:2]), 'values': zeros(*sizes)}
 
-  def routes(self, model, task_ids, key):
+  def routes(self, model: Values, task_ids: jax.Array, key: jax.Array | None) -> jax.Array:
     """Recorded routes, or those of logits and recorded noise."""
     if self.given:
       return model['routes']
@@ -322,8 +322,10 @@ def steps(case_dir: pathlib.Path, run: Compute) -> dict[str, Any]:
 
 def _decoder(setup: Setup, run: Compute, inputs: Mapping[str, np.ndarray], kind: str,
              params: Tree, published: bool = False) -> Any:
-  """(start, step) of a decoder under given routes, 'soft' or 'hard': start(rows, length) -> (memory,
-  cache); step(memory) is what decoding takes."""
+  """(start, step) of a decoder under given routes, 'soft' or 'hard'.
+
+  start(rows, length) gives the memory and an empty cache, step(memory) what decoding takes.
+  """
   routes = jnp.concatenate([jnp.asarray(inputs[f'{kind}_{stack}']) for stack in ('enc', 'dec')])
   delta = Recorded(**{field.name: getattr(setup.delta, field.name)
                       for field in dataclasses.fields(setup.delta)},
@@ -376,8 +378,9 @@ def search(case_dir: pathlib.Path, run: Compute) -> dict[str, Any]:
     options = GenerationConfig(
         max_length=flags['max_length'], num_beams=beams, no_repeat_ngram_size=grams,
         early_stopping=flags['early_stopping'] or 'candidates',
-        length_penalty=flags['length_penalty'], forced_eos_token_id=flags['forced_eos_token_id'], start_id=flags['decoder_start_token_id'],
-        eos_id=setup.config.eos_id, pad_id=setup.config.pad_id)
+        length_penalty=flags['length_penalty'], start_id=flags['decoder_start_token_id'],
+        forced_eos_token_id=flags['forced_eos_token_id'], eos_id=setup.config.eos_id,
+        pad_id=setup.config.pad_id)
 
     @jax.jit
     def run_search(options=options):

@@ -1,4 +1,4 @@
-"""Routed layers against the original: forward passes, gradients, training, decoding, conversions."""
+"""Routed layers against the original: passes, gradients, training, decoding, conversions."""
 
 from __future__ import annotations
 
