@@ -1,11 +1,16 @@
 """Prints the table of sizes with dense experts and with experts that share central cores.
 
-python -m benchmarks.moe_sizes --model=t5-base
+python benchmarks/moe_sizes.py --model=t5-base
 """
 
 from __future__ import annotations
 
+import pathlib
+import sys
+
 from absl import flags
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from pemt_jax import cli
 from pemt_jax.methods.moe_sizes import as_markdown
