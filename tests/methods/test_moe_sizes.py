@@ -1,4 +1,4 @@
-"""Sizes of backbones with experts are the published ones, and those of our models."""
+"""Sizes of backbones with experts are the published ones, and those of the models."""
 
 from __future__ import annotations
 
