@@ -24,7 +24,9 @@ from flax import linen as nn
 
 FORMS = ('auto', 'sorted', 'ragged', 'gathered', 'batched')
 LARGEST_CHUNK, SMALLEST_CHUNK = 128, 32  # rows of one product on a CPU
-# Logical axes of [group, expert, capacity, features] before and behind the exchange of tokens.
+# Logical axes of [group, choice, features], outside of the layer and spread over all devices, and of
+# [group, expert, capacity, features] before and behind the exchange of tokens.
+_KEPT, _SPREAD = ('act_batch', None, 'act_embed'), ('act_group', None, 'act_embed')
 _SENT = ('act_group', None, None, 'act_embed')
 _RECEIVED = ('act_batch', 'act_expert', None, 'act_embed')
 
@@ -212,10 +214,9 @@ class Groups:
       return x.reshape(-1, x.shape[-1])
     if self.form != 'batched':
       return take_rows(x.reshape(-1, x.shape[-1]), self.index, self.inverse.reshape(-1))
-    x = nn.with_logical_constraint(x.reshape(groups, tokens * choices, -1),
-                                   ('act_group', None, 'act_embed'))
+    x = _constrained(x.reshape(groups, tokens * choices, -1), _KEPT, _SPREAD)
     rows = jax.vmap(take_rows)(x, self.index, self.inverse.reshape(groups, -1))
-    return nn.with_logical_constraint(nn.with_logical_constraint(rows, _SENT), _RECEIVED)
+    return _constrained(rows, _SENT, _RECEIVED)
 
   def product(self, rows: jax.Array, kernels: jax.Array) -> jax.Array:
     """Rows of `in` and kernels [expert, in, out] -> rows of `out`."""
@@ -240,11 +241,11 @@ class Groups:
     """Rows of features -> [group, token, choice, features], zeros for choices of no expert."""
     shape = (*self.chosen.shape, rows.shape[-1])
     if self.form == 'batched':
-      rows = nn.with_logical_constraint(nn.with_logical_constraint(rows, _RECEIVED), _SENT)
       groups = shape[0]
-      rows = rows.reshape(groups, -1, shape[-1])
+      rows = _constrained(rows, _RECEIVED, _SENT).reshape(groups, -1, shape[-1])
       y = jax.vmap(take_rows)(rows, self.inverse.reshape(groups, -1),
                               self.index.reshape(groups, -1))
+      y = _constrained(y, _SPREAD, _KEPT)
     elif self.form == 'gathered':
       y = rows
     else:
@@ -288,6 +289,13 @@ def group(chosen: jax.Array, experts: int, form: str = 'auto',
   index = put(empty, slot, places).reshape(groups, experts, capacity)
   sizes = jnp.zeros(experts, jnp.int32)
   return Groups(chosen, index, slot.reshape(chosen.shape), sizes, form)
+
+
+def _constrained(x, *axes):
+  """x under one layout after the other, so that each step is a plain exchange."""
+  for names in axes:
+    x = nn.with_logical_constraint(x, names)
+  return x
 
 
 def _on_mesh() -> bool:
