@@ -19,7 +19,8 @@ REPO = pathlib.Path(__file__).resolve().parents[1]
 
 
 def _environment(cache: str) -> dict[str, str]:
-  environment = dict(os.environ, JAX_PLATFORMS='cpu', HF_HUB_OFFLINE='1',
+  environment = dict(os.environ, JAX_PLATFORMS=os.environ.get('JAX_PLATFORMS', 'cpu'),
+                     HF_HUB_OFFLINE='1',
                      TOKENIZERS_PARALLELISM='false', PYTHONPATH=str(REPO))
   environment.pop('JAX_COMPILATION_CACHE_DIR', None)
   if cache:

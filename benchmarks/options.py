@@ -26,7 +26,9 @@ class Options:
     threads: of PyTorch; the library uses all cores.
     learning_rate: of AdamW.
     stage: of the library's side.
-    metric: similarity that is measured.
+    metric: similarity that is measured; in the suite `moe` 'forward' or 'gradient'.
+    experts: of a routed feed-forward.
+    form: of its products; '' for a dense one.
   """
 
   folder: str
@@ -43,6 +45,8 @@ class Options:
   learning_rate: float = 5e-4
   stage: str = 'pemt/stage1'
   metric: str = ''
+  experts: int = 0
+  form: str = ''
 
 
 def batch_of(options: Options, vocab: int, step: int) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from benchmarks import zoo_sizes
+from benchmarks import moe as moe_layer, zoo_sizes
 from benchmarks.children import (
     Child, largest_difference, make_weights, ratio, summary, take_turns)
 from benchmarks.machine import cores
@@ -187,6 +187,26 @@ def deltas(plan: Plan) -> Iterator[dict[str, Any]]:
               f' {1 / seconds:.2f} steps/s of {model}')
 
 
+def moe(plan: Plan) -> Iterator[dict[str, Any]]:
+  """A feed-forward with Switch experts against a dense one, at equal products for each token.
+
+  2048 tokens and the sizes of a model: forward passes and gradients, the forms side by side.
+  """
+  for model, experts, kind in itertools.product(plan.models, moe_layer.EXPERTS,
+                                                ('forward', 'gradient')):
+    options = {form or 'dense': moe_layer.options_of(model, kind, experts, form)
+               for form in ('', *moe_layer.FORMS)}
+    sides, _ = _turns_of(plan, {name: ('feed_forward', own) for name, own in options.items()})
+    over = {form: ratio(sides[form]['samples'], sides['dense']['samples'])
+            for form in moe_layer.FORMS}
+    yield {'model': model, 'experts': experts, 'kind': kind, 'over_dense': over,
+           'steps_per_second': {name: 1 / side['seconds']['median']
+                                for name, side in sides.items()},
+           'options': {name: dataclasses.asdict(own) for name, own in options.items()}, **sides}
+    plan.note(f'{kind}, {experts} experts: ' + ', '.join(
+        f'{name} {1e3 * side["seconds"]["median"]:.1f} ms' for name, side in sides.items()))
+
+
 # suite -> (function, models, measured turns)
 SUITES = {
     'train_step': (train_step, ('t5-small', 't5-base'), 7),
@@ -196,4 +216,5 @@ SUITES = {
     'scan': (scan, ('t5-small', 't5-base'), 7),
     'similarity': (similarity, (str(PLAYGROUND),), 5),
     'deltas': (deltas, ('t5-small',), 3),
+    'moe': (moe, ('t5-small',), 7),
 }

@@ -25,6 +25,7 @@ PROGRAMS = {
     'similarity_together': ('benchmarks.similarity', 'Together'),
     'similarity_pairs': ('benchmarks.similarity', 'Pairs'),
     'similarity_reloaded': ('benchmarks.similarity', 'Reloaded'),
+    'feed_forward': ('benchmarks.moe', 'Layer'),
 }
 
 
