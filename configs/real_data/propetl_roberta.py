@@ -21,13 +21,14 @@ SIZES = {'adapter': {'reduction': 4}, 'lora': {'rank': 8, 'alpha': 12.0},
 
 def get_config(argument: str | None = None) -> mlc.ConfigDict:
   """Arguments `form`: adapter, lora or prefix; `shared`: 1 or 0; `steps`."""
-  values = parse_argument(argument, form='adapter', shared=1, steps=800)
+  values = parse_argument(argument, form='adapter', shared=1, steps=400)
   form, steps = values['form'], values['steps']
   config = roberta_glue.get_config(f'form={form},shared={values["shared"]}')
   config.tasks, config.seeds = TASKS, (42,)
   config.model.weights = 'random'
   with config.model.shape.unlocked():
-    config.model.shape.update({'embed': 128, 'heads': 4, 'mlp': 512, 'encoder_layers': 4})
+    config.model.shape.update({'embed': 128, 'heads': 4, 'mlp': 256, 'encoder_layers': 2,
+                               'dropout': 0.0, 'attention_dropout': 0.0})
   config.method.update(SIZES[form])
   data, train = config.data, config.train
   data.source = 'local'
