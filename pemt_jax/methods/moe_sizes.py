@@ -81,8 +81,8 @@ def sizes(config: Any, counts: Iterable[int], rank: int | None = None,
 
 def as_markdown(config: Any, counts: Iterable[int]) -> str:
   """The table of a backbone, in parameters and in gigabytes of float32."""
-  lines = ['| experts | Switch | MPOE | Switch, GB | MPOE, GB | Switch / MPOE | experts, MPOE / Switch'
-           ' |', '|---|---|---|---|---|---|---|']
+  lines = ['| experts | Switch | MPOE | Switch, GB | MPOE, GB | Switch / MPOE |'
+           ' experts, MPOE / Switch |', '|---|---|---|---|---|---|---|']
   for row in sizes(config, counts):
     stored = (f'{size * BYTES / 1e9:.2f}' for size in (row.switch, row.mpoe))
     lines.append(f'| {row.experts} | {row.switch:,} | {row.mpoe:,} | {" | ".join(stored)} |'

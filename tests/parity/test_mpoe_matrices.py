@@ -116,7 +116,8 @@ def test_cores_of_a_matrix_are_turned_and_those_of_the_table_are_not():
   tree = tiny.variables_of(T5(config, method.plan))['params']
   state = mpoe_moe_names.tree_to_state(tree, table)
   rank = Factors((2, 4), (4, 4)).full_ranks()[1]
-  assert state['encoder.block.1.layer.1.DenseReluDense.wi_mpo.tensor_set.0'].shape == (1, 4, 2, rank)
+  wi = state['encoder.block.1.layer.1.DenseReluDense.wi_mpo.tensor_set.0']
+  assert wi.shape == (1, 4, 2, rank)
   head, shared = state['lm_head_mpo.tensor_set.0'], state['shared_mpo.tensor_set.0']
   assert head.shape == shared.shape == (1, 4, 4, 16)
   np.testing.assert_array_equal(head, flatten(tree)['lm_head/mpo/core_0'].swapaxes(1, 2))
