@@ -24,7 +24,7 @@ from flax import linen as nn
 
 FORMS = ('auto', 'sorted', 'ragged', 'gathered', 'batched')
 LARGEST_CHUNK, SMALLEST_CHUNK = 128, 32  # rows of one product on a CPU
-# Logical axes of [group, choice, features], outside of the layer and spread over all devices, and of
+# Logical axes of [group, choice, features] outside of the layer and spread over all devices, and of
 # [group, expert, capacity, features] before and behind the exchange of tokens.
 _KEPT, _SPREAD = ('act_batch', None, 'act_embed'), ('act_group', None, 'act_embed')
 _SENT = ('act_group', None, None, 'act_embed')

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -98,18 +99,17 @@ def _switch(layout, start, path, index) -> Iterator[names.Weight]:
   shape = layout.count, layout.embed
   yield names.Weight(f'{start}switch.weight', f'{path}router/kernel', index, shape, True)
   yield names.Weight(f'{start}switch.bias', f'{path}router/bias', index, shape[:1])
-  for expert in range(layout.count):
-    for kernel in _KERNELS:
-      own, name = (*index, expert), f'{start}experts.{expert}.{kernel}'
-      if layout.factors is None:
-        yield names.Weight(f'{name}.weight', f'{path}{kernel}/kernel', own,
-                           layout.shape(kernel)[::-1], True)
-        continue
-      for k, shape in enumerate(layout.cores(kernel)):
-        centre = k == layout.factors[kernel].centre
-        if not centre or not expert:
-          yield names.Weight(f'{name}_mpo.tensor_set.{k}', f'{path}{kernel}/core_{k}',
-                             index if centre else own, shape)
+  for expert, kernel in itertools.product(range(layout.count), _KERNELS):
+    own, name = (*index, expert), f'{start}experts.{expert}.{kernel}'
+    if layout.factors is None:
+      yield names.Weight(f'{name}.weight', f'{path}{kernel}/kernel', own,
+                         layout.shape(kernel)[::-1], True)
+      continue
+    for k, shape in enumerate(layout.cores(kernel)):
+      centre = k == layout.factors[kernel].centre
+      if not centre or not expert:
+        yield names.Weight(f'{name}_mpo.tensor_set.{k}', f'{path}{kernel}/core_{k}',
+                           index if centre else own, shape)
 
 
 def _top2(layout, start, path, index) -> Iterator[names.Weight]:
