@@ -84,6 +84,9 @@ def _bank(folders: Mapping[str, str]) -> tuple[Tree, Tree, list[str]]:
   """Source experts as one bank: parameters, masks, tasks."""
   states = {}
   for task, folder in folders.items():
+    if library.load_card(folder).method == 'propetl':
+      raise UserError(f"source '{task}' is a prototype under masks, for which files of PEMT have no"
+                      ' place; keep the expert as it is.')
     one = read(folder)
     table = pemt_original.table_of(one.layout, _EXPERT_PARTS)
     states[task] = name_tables.take_known(one.params, table)

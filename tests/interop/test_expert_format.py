@@ -190,3 +190,13 @@ def test_files_of_baselines_through_the_library_and_back(tmp_path, backbone, nam
   params = nn.meta.unbox(boxed_shapes(T5(TINY, method.plan)))['params']
   tuned = split_params(params, method.tuned)[1]
   assert set(trees.flatten(join_shapes(tuned))) == set(trees.flatten(tree['params']))
+
+
+def test_a_bank_of_masks_has_no_place_in_files_of_pemt(tmp_path):
+  for name, method, extra in (
+      ('masks', 'propetl', {}),
+      ('target', 'pemt/stage2', {'sources': [{'task': 'a,b', 'folder': '../masks'}]})):
+    library.save_expert(tmp_path / name, {'a': np.zeros(1, np.float32)}, {}, library.ExpertCard(
+        name, method, [], 'tiny', 'hash', 'charm', extra=extra))
+  with pytest.raises(UserError, match="source 'a,b' is a prototype under masks, for which files of"):
+    expert_format.read(tmp_path / 'target')
