@@ -23,6 +23,12 @@ Every stage folder (the workdir itself or a folder below it) may hold:
 `load.npz`: the same of the share of tokens that each expert of a layer gets.
 `correlation.npz`: `matrix` [row, column]; `rows` [row] names; `columns` [column] names (optional,
   default `rows`).
+`routes.npz`: routes of tasks over experts, one row for each replica and task.
+  `replicas`, `tasks`, `categories`, `groups` [row] names, the latter two of an ontology;
+  `layers` [layer] names such as `encoder/0` and `routed` [layer], whether it has experts;
+  `routes` and `routes_t1` [row, layer, expert] at the run's temperature and at 1; `temperatures`
+  [row].
+`routes/<step>.npz`: the same at every evaluation.
 `masks.npz`: overlap (Jaccard) and density of masks.
   `replicas` [replica] names; `matrices` [matrix] names, the first '' for all together; for each
   owner out of `task`, `language`, `layer` that has masks its name with the names [member],
@@ -46,14 +52,16 @@ from typing import Any
 import numpy as np
 
 from pemt_jax.errors import UserError
+from pemt_jax.reports.arrays import check_shape, names_of, read_arrays
+from pemt_jax.reports.route_files import ROUTE_STEPS, ROUTES, Routes, read_route_steps, read_routes
 
 PARTS = ('result.json', 'metrics.jsonl', 'config.json', 'environment.json')
-EXTRAS = ('gates.npz', 'load.npz', 'correlation.npz', 'masks.npz', 'times.json',
+EXTRAS = ('gates.npz', 'load.npz', 'correlation.npz', 'masks.npz', ROUTES, 'times.json',
           'resources.json', 'parameters.json')
 MASK_OWNERS = ('task', 'language', 'layer')
 # Folders that hold arrays or written reports, never a stage.
 _NO_STAGE = {'experts', 'checkpoint', 'checkpoints', 'best', 'report', 'tensorboard', 'cache',
-             'predictions', 'sources', 'backbone'}
+             'predictions', 'sources', 'backbone', ROUTE_STEPS}
 _ONE_BY_ONE = 'replicas'
 _PNG = b'\x89PNG\r\n\x1a\n'
 
@@ -97,6 +105,7 @@ class MaskOverlaps:
 class Stage:
   """What one stage folder holds; a part that is absent is None and named in `missing`.
 
+  `routes` maps replicas to their best routes, `route_steps` to those of all evaluations by step;
   `figures` holds the titles and the content of the PNG files that result.json names.
   """
 
@@ -109,6 +118,8 @@ class Stage:
   load: Gates | None = None
   correlation: Correlation | None = None
   masks: MaskOverlaps | None = None
+  routes: dict[str, Routes] | None = None
+  route_steps: dict[str, dict[int, Routes]] = dataclasses.field(default_factory=dict)
   times: Any = None
   resources: Any = None
   parameters: Any = None
@@ -163,13 +174,14 @@ def read_stage(folder: pathlib.Path, root: pathlib.Path) -> Stage:
   stage = Stage(name='' if name == '.' else name)
   readers = {**dict.fromkeys(PARTS + EXTRAS, read_json), 'metrics.jsonl': read_metrics,
              'gates.npz': read_gates, 'load.npz': read_gates, 'correlation.npz': read_correlation,
-             'masks.npz': read_masks}
+             'masks.npz': read_masks, ROUTES: read_routes}
   for part, reader in readers.items():
     path = folder / part
     if path.exists():
       setattr(stage, part.split('.')[0], reader(path))
     else:
       stage.missing.append(part)
+  stage.route_steps = read_route_steps([folder, *_replica_folders(folder)])
   _read_one_by_one(stage, _replica_folders(folder))
   _read_figures(stage, folder)
   return stage
@@ -241,47 +253,22 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
   return rows
 
 
-def _arrays(path: pathlib.Path, needed: tuple[str, ...]) -> dict[str, np.ndarray]:
-  try:
-    with np.load(path, allow_pickle=False) as archive:
-      arrays = dict(archive)
-  except (ValueError, OSError) as error:
-    raise UserError(f"File '{path}' holds no plain arrays ({error}); write it again.") from None
-  for name in needed:
-    if name not in arrays:
-      raise UserError(f"File '{path}' lacks the array '{name}'; it has {', '.join(arrays)}.")
-  return arrays
-
-
-def _check(path: pathlib.Path, name: str, array: np.ndarray, shape: tuple[int | None, ...]) -> None:
-  fits = len(shape) == array.ndim and all(
-      want in (None, have) for want, have in zip(shape, array.shape))
-  if not fits:
-    wanted = ', '.join('any' if size is None else str(size) for size in shape)
-    raise UserError(f"Array '{name}' of '{path}' has shape {list(array.shape)}; "
-                    f'it must have [{wanted}].')
-
-
-def _names(array: np.ndarray) -> tuple[str, ...]:
-  return tuple(str(name) for name in np.ravel(array))
-
-
 def read_gates(path: pathlib.Path) -> Gates:
   """Reads `gates.npz` (see the module's docstring).
 
   Raises:
     UserError: an array is missing or misshaped.
   """
-  arrays = _arrays(path, ('sources', 'replicas'))
-  sources, replicas = _names(arrays['sources']), _names(arrays['replicas'])
-  targets = _names(arrays.get('targets', arrays['replicas']))
+  arrays = read_arrays(path, ('sources', 'replicas'))
+  sources, replicas = names_of(arrays['sources']), names_of(arrays['replicas'])
+  targets = names_of(arrays.get('targets', arrays['replicas']))
   stacks = {name: arrays[name] for name in ('encoder', 'decoder') if name in arrays}
   if not stacks:
     raise UserError(f"File '{path}' lacks the arrays 'encoder' and 'decoder'; it needs one of "
                     'them.')
   for name, array in stacks.items():
-    _check(path, name, array, (len(replicas), None, len(sources)))
-  _check(path, 'targets', np.asarray(targets), (len(replicas),))
+    check_shape(path, name, array, (len(replicas), None, len(sources)))
+  check_shape(path, 'targets', np.asarray(targets), (len(replicas),))
   return Gates(sources, targets, stacks)
 
 
@@ -291,10 +278,10 @@ def read_correlation(path: pathlib.Path) -> Correlation:
   Raises:
     UserError: an array is missing or misshaped.
   """
-  arrays = _arrays(path, ('matrix', 'rows'))
-  rows = _names(arrays['rows'])
-  columns = _names(arrays.get('columns', arrays['rows']))
-  _check(path, 'matrix', arrays['matrix'], (len(rows), len(columns)))
+  arrays = read_arrays(path, ('matrix', 'rows'))
+  rows = names_of(arrays['rows'])
+  columns = names_of(arrays.get('columns', arrays['rows']))
+  check_shape(path, 'matrix', arrays['matrix'], (len(rows), len(columns)))
   return Correlation(rows, columns, arrays['matrix'])
 
 
@@ -304,15 +291,15 @@ def read_masks(path: pathlib.Path) -> MaskOverlaps:
   Raises:
     UserError: an array is missing or misshaped.
   """
-  arrays = _arrays(path, ('replicas', 'matrices', 'joined', 'joined_rows', 'joined_columns',
-                          'expected'))
-  matrices, count = _names(arrays['matrices']), len(arrays['replicas'])
-  members = {owner: _names(arrays[owner]) for owner in MASK_OWNERS if owner in arrays}
+  arrays = read_arrays(path, ('replicas', 'matrices', 'joined', 'joined_rows', 'joined_columns',
+                              'expected'))
+  matrices, count = names_of(arrays['matrices']), len(arrays['replicas'])
+  members = {owner: names_of(arrays[owner]) for owner in MASK_OWNERS if owner in arrays}
 
   def mean(name, *shape):
     if name not in arrays:
       raise UserError(f"File '{path}' lacks the array '{name}'; it has {', '.join(arrays)}.")
-    _check(path, name, arrays[name], (count, *shape))
+    check_shape(path, name, arrays[name], (count, *shape))
     return arrays[name].mean(axis=0)
 
   sizes = {owner: len(names) for owner, names in members.items()}
@@ -322,7 +309,7 @@ def read_masks(path: pathlib.Path) -> MaskOverlaps:
                for owner, size in sizes.items()}
   across = (mean('task_layer_overlap', len(matrices), sizes.get('task'), sizes.get('layer'))
             if 'task_layer_overlap' in arrays else None)
-  names = [_names(arrays[f'joined_{axis}']) for axis in ('rows', 'columns')]
+  names = [names_of(arrays[f'joined_{axis}']) for axis in ('rows', 'columns')]
   joined = Correlation(*names, mean('joined', *map(len, names)))
   return MaskOverlaps(matrices, members, overlaps, densities, across, joined,
                       float(arrays['expected'].mean()))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pemt_jax.errors import UserError
-from pemt_jax.reports import compare, curves, masks, pictures, plots, tables, views
+from pemt_jax.reports import compare, curves, masks, pictures, plots, routes, tables, views
 from pemt_jax.reports.files import Stage
 from pemt_jax.reports.views import Block, Section
 
@@ -22,6 +22,7 @@ _WHY = {
     'load.npz': 'no tokens sent to experts: no load',
     'correlation.npz': 'no task correlation: no matrix',
     'masks.npz': 'no masks: no overlaps of tasks and layers',
+    'routes.npz': 'no routes of tasks: no experts of whole layers',
     'times.json': 'no seconds by phase',
     'resources.json': 'no seconds and memory of the whole run',
     'parameters.json': 'no numbers of parameters',
@@ -127,6 +128,7 @@ def stage_section(name: str, stage: Stage, colour: str | None = None) -> Section
     blocks.append(Block('Task correlation', 'svg', plots.correlation(stage.correlation),
                         'Similarity of mean prompt rows; mean over seeds.'))
   blocks += masks.blocks(stage.masks) if stage.masks else []
+  blocks += routes.blocks(stage.routes, stage.route_steps)
   blocks += [*_curve_blocks(stage, colour), *side, *_other_numbers(result)]
   if stage.config is not None:
     text = json.dumps(stage.config, indent=2, ensure_ascii=False)

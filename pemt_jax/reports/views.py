@@ -52,8 +52,8 @@ class Block:
 
   Attributes:
     title: its heading.
-    kind: 'table' (content: `View`), 'svg' (an element), 'png' (base64), 'text', 'list' (of str) or
-      'facts' (pairs of name and text).
+    kind: 'table' (content: `View`), 'svg' (an element), 'png' or 'gif' (base64), 'text', 'list' (of
+      str) or 'facts' (pairs of name and text).
     content: see `kind`.
     caption: words below it.
     folded: whether it is closed until the reader opens it.

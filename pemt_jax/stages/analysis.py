@@ -14,6 +14,7 @@ from pemt_jax.experts import mask_analysis, tree_files
 from pemt_jax.stages.backbone import count
 from pemt_jax.stages.build import Stage
 from pemt_jax.stages.evaluate import observations
+from pemt_jax.stages.route_records import write_best
 from pemt_jax.stages.sources import PROMPT
 from pemt_jax.training.loop import TrainResult
 from pemt_jax.training.records import METRICS
@@ -25,7 +26,7 @@ _RSS_UNIT = 1 if sys.platform == 'darwin' else 1024
 
 
 def write(stage: Stage, trained: TrainResult, workdir: pathlib.Path) -> None:
-  """Writes predictions, gates, load, correlation, masks and parameters.json below the workdir.
+  """Writes predictions, gates, load, correlation, masks, routes and sizes below the workdir.
 
   Predictions and gates are those of the final split with the best step of each replica.
   """
@@ -38,6 +39,8 @@ def write(stage: Stage, trained: TrainResult, workdir: pathlib.Path) -> None:
   _write_gates(stage, evaluated, workdir)
   _write_correlation(stage, trained, names, workdir)
   _write_masks(stage, trained, workdir)
+  write_best(stage.method, stage.specs,
+             (trained.tuned, stage.start.frozen, trained.constants), workdir)
   tuned = flatten(stage.start.tuned_shapes())
   tree_files.write_json(workdir / 'parameters.json', {
       'tuned_parameters_per_replica': count(tuned), 'frozen_parameters': count(stage.start.frozen),

@@ -83,6 +83,8 @@ class Experiment:
     transform_gradients: see `step.StepOptions`.
     transform_clipped: see `step.StepOptions`.
     next_constants: see `step.StepOptions`.
+    watch: (tuned, frozen, constants, replicas, step, workdir) -> None, called at every evaluation,
+      as `evaluate` is, to write what the run shall keep of it; or None.
     shardings: RunState -> `step.StepShardings`, or None for the default placement.
     spmd_axis_name: mesh axis of the replica axis; such a run keeps finished replicas in the state.
   """
@@ -101,6 +103,7 @@ class Experiment:
   transform_gradients: Callable[..., Any] | None = None
   transform_clipped: Callable[..., Any] | None = None
   next_constants: Callable[..., Any] | None = None
+  watch: Callable[..., None] | None = None
   shardings: Callable[..., Any] | None = None
   spmd_axis_name: str | None = None
 

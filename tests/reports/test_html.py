@@ -45,6 +45,10 @@ def run(workdir):
            layer_overlap=np.full((1, 1, 2, 2), 0.5), layer_density=np.full((1, 1, 2), 0.5),
            joined=np.full((1, 2, 1), 0.5), joined_rows=['encoder 1', 'encoder 2'],
            joined_columns=['cb'], expected=[0.3])
+  even = np.full((1, 2, 2), 0.5)
+  np.savez(second / 'routes.npz', replicas=['cb-0'], tasks=['cb'], categories=['a'], groups=['b'],
+           layers=['encoder/0', 'decoder/0'], routed=[True, True], routes=even, routes_t1=even,
+           temperatures=[1.0])
   return workdir
 
 
@@ -133,7 +137,8 @@ def test_missing_parts_are_named(run):
   begun, complete = (part.split('</section>')[0] for part in re.split(
       r'<h2>(?:stage1|stage2)</h2>', text)[1:])
   for part in ('result.json', 'config.json', 'environment.json', 'gates.npz', 'load.npz',
-               'correlation.npz', 'masks.npz', 'times.json', 'resources.json', 'parameters.json'):
+               'correlation.npz', 'masks.npz', 'routes.npz', 'times.json', 'resources.json',
+               'parameters.json'):
     assert f'<li>{part}: ' in begun
   assert '<li>metrics.jsonl: holds no number yet' in begun
   assert '<li>' not in complete
