@@ -19,7 +19,7 @@ _GENERATION = (('early_stopping', True), ('forced_bos_token_id', 0), ('forced_eo
 
 
 @dataclasses.dataclass(frozen=True)
-class BartConfig:
+class BartConfig(hf_config.WholeHeads):
   """What a BART needs to know about itself.
 
   Attributes:
@@ -63,21 +63,6 @@ class BartConfig:
   generation: tuple[tuple[str, Any], ...] = _GENERATION
 
   @property
-  def kv(self) -> int:
-    """Width of one attention head."""
-    return self.embed // self.heads
-
-  @property
-  def joined_kv(self) -> int:
-    """Width of all heads together."""
-    return self.embed
-
-  @property
-  def gated(self) -> bool:
-    """The feed-forward has one branch."""
-    return False
-
-  @property
   def tied_head(self) -> bool:
     """Logits come from the embedding."""
     return True
@@ -95,7 +80,6 @@ PUBLISHED: Mapping[str, BartConfig] = {
     'bart-large': BartConfig(_VOCAB_SIZE, 1024, 16, 4096, 12, 12),
 }
 
-_OWNER = 'facebook/'
 _ACTIVATIONS = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh', 'relu': 'relu'}
 _FIELDS_TO_HF = {
     'vocab_size': 'vocab_size',
@@ -129,30 +113,6 @@ _OPTIONS = ('early_stopping', 'forced_bos_token_id', 'forced_eos_token_id', 'len
             'min_length', 'no_repeat_ngram_size', 'num_beams')
 
 
-def short_name(name: str) -> str | None:
-  """Returns the key of `PUBLISHED` that `name` means, with or without its owner, or None."""
-  name = name.removeprefix(_OWNER)
-  return name if name in PUBLISHED else None
-
-
-def hub_id(name: str) -> str:
-  """Returns the hub repository of a published size; other names are returned unchanged."""
-  short = short_name(name)
-  return name if short is None else _OWNER + short
-
-
-def bart_config(name_or_folder: str | pathlib.Path) -> BartConfig:
-  """Returns the config of a published size, or of a local folder that holds `config.json`.
-
-  Args:
-    name_or_folder: 'bart-base', 'facebook/bart-large', ... or a path; a folder is preferred.
-
-  Raises:
-    UserError: if it is neither, or if the folder's `config.json` is missing or of another family.
-  """
-  return hf_config.find(name_or_folder, PUBLISHED, short_name, read_hf_config, 'BART')
-
-
 def read_hf_config(path: str | pathlib.Path) -> BartConfig:
   """Reads a Hugging Face `config.json`, and the `generation_config.json` beside it if any.
 
@@ -178,39 +138,28 @@ def from_hf(values: Mapping[str, Any], place: str = 'config.json') -> BartConfig
   Raises:
     UserError: if the dict is of another family, lacks a size or asks for something unsupported.
   """
-  values = hf_config.require_object(values, place)
-  if values.get('model_type', KIND) != KIND:
-    raise UserError(f"'{place}' has model_type '{values['model_type']}'; only '{KIND}' can be read"
-                    ' here.')
-  hf_config.require_keys(values, _REQUIRED_IN_HF, place)
-  for name, only in _FIXED.items():
-    if values.get(name, only) is not only:
-      raise UserError(f"'{place}' has {name} {values[name]!r}; only {only!r} is supported.")
+  values = hf_config.checked(values, place, (KIND,), _REQUIRED_IN_HF, unstated=KIND)
+  hf_config.require_values(values, _FIXED, place)
   for first, second in _EQUAL:
     if values.get(second, values[first]) != values[first]:
       raise UserError(f"'{place}' has {first} {values[first]} and {second} {values[second]}; only"
                       ' equal ones are supported.')
-  activation = values.get('activation_function', 'gelu')
-  if activation not in _ACTIVATIONS:
-    raise UserError(f"'{place}' has activation_function '{activation}'; supported are"
-                    f" {', '.join(_ACTIVATIONS)}.")
-  if values['d_model'] % values['encoder_attention_heads']:
-    raise UserError(f"'{place}' has d_model {values['d_model']}, which its"
-                    f" {values['encoder_attention_heads']} heads do not divide; correct it.")
-  fields = _SILENT | {ours: values[theirs] for ours, theirs in _FIELDS_TO_HF.items()
-                      if values.get(theirs) is not None}
+  activation = hf_config.choose('activation_function', values.get('activation_function', 'gelu'),
+                                _ACTIVATIONS, place)
+  hf_config.require_whole_heads(values, 'd_model', 'encoder_attention_heads', place)
+  fields = _SILENT | hf_config.stated_fields(values, _FIELDS_TO_HF)
   options = tuple((name, values[name]) for name in _OPTIONS if values.get(name) is not None)
-  return BartConfig(**fields, activation=_ACTIVATIONS[activation], generation=options)
+  return BartConfig(**fields, activation=activation, generation=options)
 
 
 def to_hf(config: BartConfig) -> dict[str, Any]:
   """Returns the dict of a Hugging Face `config.json` for `config`."""
-  values = {theirs: getattr(config, ours) for ours, theirs in _FIELDS_TO_HF.items()}
+  values = hf_config.keyed_fields(config, _FIELDS_TO_HF)
   values |= {second: values[first] for first, second in _EQUAL}
-  activation = next(name for name, ours in _ACTIVATIONS.items() if ours == config.activation)
   return {'architectures': ['BartForConditionalGeneration'], 'model_type': KIND,
           'is_encoder_decoder': True, 'use_cache': True, **values, 'scale_embedding': False,
-          'tie_word_embeddings': True, 'activation_function': activation}
+          'tie_word_embeddings': True,
+          'activation_function': hf_config.value_of(_ACTIVATIONS, config.activation)}
 
 
 def generation_to_hf(config: BartConfig) -> dict[str, Any]:
@@ -218,3 +167,8 @@ def generation_to_hf(config: BartConfig) -> dict[str, Any]:
   ids = ('pad_token_id', 'bos_token_id', 'eos_token_id', 'decoder_start_token_id')
   values = to_hf(config)
   return {name: values[name] for name in ids} | dict(config.generation)
+
+
+FAMILY = hf_config.Family('BART', BartConfig, (KIND,), PUBLISHED,
+                          dict.fromkeys(PUBLISHED, 'facebook'), read_hf_config)
+hub_id, bart_config = FAMILY.hub_id, FAMILY.read

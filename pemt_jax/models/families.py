@@ -2,49 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import pathlib
-from collections.abc import Callable
-from typing import Any
 
 from pemt_jax.errors import UserError
-from pemt_jax.models import (
-    bart_config, gpt2_config, hf_config, roberta_config, t5_config)
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-  """Backbones of one form.
-
-  Attributes:
-    config: class of their shapes and constants.
-    kinds: values of `model_type` in `config.json`.
-    published: short names.
-    short_name: name with or without its owner -> short name, or None.
-    hub_id: short name -> hub repository; other names are returned unchanged.
-    read: published name or folder -> config.
-  """
-
-  config: type
-  kinds: tuple[str, ...]
-  published: tuple[str, ...]
-  short_name: Callable[[str], str | None]
-  hub_id: Callable[[str], str]
-  read: Callable[[str | pathlib.Path], Any]
+from pemt_jax.models import bart_config, gpt2_config, hf_config, roberta_config, t5_config
+from pemt_jax.models.hf_config import Family
 
 
 # The first one is taken where nothing says which.
-FAMILIES = (
-    Family(t5_config.T5Config, ('t5',), tuple(t5_config.PUBLISHED), t5_config.short_name,
-           t5_config.hub_id, t5_config.t5_config),
-    Family(roberta_config.RobertaConfig, roberta_config.KINDS, tuple(roberta_config.PUBLISHED),
-           roberta_config.short_name, roberta_config.hub_id, roberta_config.roberta_config),
-    Family(bart_config.BartConfig, (bart_config.KIND,), tuple(bart_config.PUBLISHED),
-           bart_config.short_name, bart_config.hub_id, bart_config.bart_config),
-    Family(gpt2_config.GPT2Config, (gpt2_config.KIND,), tuple(gpt2_config.PUBLISHED),
-           gpt2_config.short_name, gpt2_config.hub_id, gpt2_config.gpt2_config),
-)
+FAMILIES = (t5_config.FAMILY, roberta_config.FAMILY, bart_config.FAMILY, gpt2_config.FAMILY)
 
 
 def family_of(name_or_folder: str | pathlib.Path) -> Family:
@@ -74,7 +41,5 @@ def family_of(name_or_folder: str | pathlib.Path) -> Family:
 
 def hub_id(name: str) -> str:
   """Returns the hub repository of a published size; other names are returned unchanged."""
-  for family in FAMILIES:
-    if family.short_name(name) is not None:
-      return family.hub_id(name)
-  return name
+  return next((family.hub_id(name) for family in FAMILIES
+               if family.short_name(name) is not None), name)

@@ -7,14 +7,13 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from pemt_jax.errors import UserError
 from pemt_jax.models import hf_config
 
 KIND = 'gpt2'
 
 
 @dataclasses.dataclass(frozen=True)
-class GPT2Config:
+class GPT2Config(hf_config.WholeHeads):
   """What a GPT-2 needs to know about itself.
 
   Attributes:
@@ -53,24 +52,9 @@ class GPT2Config:
   eos_id: int = 50256
 
   @property
-  def kv(self) -> int:
-    """Width of one attention head."""
-    return self.embed // self.heads
-
-  @property
-  def joined_kv(self) -> int:
-    """Width of all heads together."""
-    return self.embed
-
-  @property
   def encoder_layers(self) -> int:
     """There is no encoder."""
     return 0
-
-  @property
-  def gated(self) -> bool:
-    """The feed-forward has one branch."""
-    return False
 
 
 # name -> (embed, heads, layers)
@@ -83,7 +67,6 @@ PUBLISHED: Mapping[str, GPT2Config] = {
     name: GPT2Config(_VOCAB_SIZE, embed, heads, 4 * embed, layers)
     for name, (embed, heads, layers) in _SIZES.items()}
 
-_OWNER = 'openai-community/'
 _ACTIVATIONS = {'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh', 'gelu': 'gelu',
                 'relu': 'relu'}
 _FIELDS_TO_HF = {
@@ -108,30 +91,6 @@ _FIXED = {'scale_attn_weights': True, 'scale_attn_by_inverse_layer_idx': False,
           'add_cross_attention': False, 'tie_word_embeddings': True}
 
 
-def short_name(name: str) -> str | None:
-  """Returns the key of `PUBLISHED` that `name` means, with or without its owner, or None."""
-  name = name.removeprefix(_OWNER)
-  return name if name in PUBLISHED else None
-
-
-def hub_id(name: str) -> str:
-  """Returns the hub repository of a published size; other names are returned unchanged."""
-  short = short_name(name)
-  return name if short is None else _OWNER + short
-
-
-def gpt2_config(name_or_folder: str | pathlib.Path) -> GPT2Config:
-  """Returns the config of a published size, or of a local folder that holds `config.json`.
-
-  Args:
-    name_or_folder: 'gpt2', 'openai-community/gpt2-xl', ... or a path; a folder is preferred.
-
-  Raises:
-    UserError: if it is neither, or if the folder's `config.json` is missing or of another family.
-  """
-  return hf_config.find(name_or_folder, PUBLISHED, short_name, read_hf_config, 'GPT-2')
-
-
 def read_hf_config(path: str | pathlib.Path) -> GPT2Config:
   """Reads a Hugging Face `config.json`.
 
@@ -151,33 +110,26 @@ def from_hf(values: Mapping[str, Any], place: str = 'config.json') -> GPT2Config
   Raises:
     UserError: if the dict is of another family, lacks a size or asks for something unsupported.
   """
-  values = hf_config.require_object(values, place)
-  if values.get('model_type') != KIND:
-    raise UserError(f"'{place}' has model_type '{values.get('model_type')}'; only '{KIND}' can be"
-                    ' read here.')
-  hf_config.require_keys(values, _REQUIRED_IN_HF, place)
-  for name, only in _FIXED.items():
-    if values.get(name, only) is not only:
-      raise UserError(f"'{place}' has {name} {values[name]!r}; only {only!r} is supported.")
-  activation = values.get('activation_function', 'gelu_new')
-  if activation not in _ACTIVATIONS:
-    raise UserError(f"'{place}' has activation_function '{activation}'; supported are"
-                    f" {', '.join(_ACTIVATIONS)}.")
-  if values['n_embd'] % values['n_head']:
-    raise UserError(f"'{place}' has n_embd {values['n_embd']}, which its {values['n_head']} heads"
-                    ' do not divide; correct it.')
-  fields = {ours: values[theirs] for ours, theirs in _FIELDS_TO_HF.items()
-            if values.get(theirs) is not None}
+  values = hf_config.checked(values, place, (KIND,), _REQUIRED_IN_HF)
+  hf_config.require_values(values, _FIXED, place)
+  activation = hf_config.choose(
+      'activation_function', values.get('activation_function', 'gelu_new'), _ACTIVATIONS, place)
+  hf_config.require_whole_heads(values, 'n_embd', 'n_head', place)
+  fields = hf_config.stated_fields(values, _FIELDS_TO_HF)
   fields.setdefault('mlp', 4 * fields['embed'])
   if 'eos_id' in fields:  # A vocabulary without padding is filled up with its end mark.
     fields.setdefault('pad_id', fields['eos_id'])
     fields.setdefault('start_id', fields['eos_id'])
-  return GPT2Config(**fields, activation=_ACTIVATIONS[activation])
+  return GPT2Config(**fields, activation=activation)
 
 
 def to_hf(config: GPT2Config) -> dict[str, Any]:
   """Returns the dict of a Hugging Face `config.json` for `config`."""
-  values = {theirs: getattr(config, ours) for ours, theirs in _FIELDS_TO_HF.items()}
-  activation = next(name for name, ours in _ACTIVATIONS.items() if ours == config.activation)
-  return {'architectures': ['GPT2LMHeadModel'], 'model_type': KIND, 'use_cache': True, **values,
-          **_FIXED, 'activation_function': activation}
+  return {'architectures': ['GPT2LMHeadModel'], 'model_type': KIND, 'use_cache': True,
+          **hf_config.keyed_fields(config, _FIELDS_TO_HF), **_FIXED,
+          'activation_function': hf_config.value_of(_ACTIVATIONS, config.activation)}
+
+
+FAMILY = hf_config.Family('GPT-2', GPT2Config, (KIND,), PUBLISHED,
+                          dict.fromkeys(PUBLISHED, 'openai-community'), read_hf_config)
+hub_id, gpt2_config = FAMILY.hub_id, FAMILY.read

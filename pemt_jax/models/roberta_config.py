@@ -14,7 +14,7 @@ KINDS = ('roberta', 'bert')
 
 
 @dataclasses.dataclass(frozen=True)
-class RobertaConfig:
+class RobertaConfig(hf_config.WholeHeads):
   """What an encoder of this family needs to know about itself.
 
   Attributes:
@@ -54,24 +54,9 @@ class RobertaConfig:
   eos_id: int = 2
 
   @property
-  def kv(self) -> int:
-    """Width of one attention head."""
-    return self.embed // self.heads
-
-  @property
-  def joined_kv(self) -> int:
-    """Width of all heads together."""
-    return self.embed
-
-  @property
   def decoder_layers(self) -> int:
     """There is no decoder."""
     return 0
-
-  @property
-  def gated(self) -> bool:
-    """The feed-forward has one branch."""
-    return False
 
   @property
   def max_length(self) -> int:
@@ -100,7 +85,7 @@ def _published_configs() -> dict[str, RobertaConfig]:
 # Short name without owner -> config.
 PUBLISHED: Mapping[str, RobertaConfig] = _published_configs()
 
-_OWNERS = {'roberta': 'FacebookAI/', 'bert': 'google-bert/'}
+_OWNERS = {'roberta': 'FacebookAI', 'bert': 'google-bert'}
 _ACTIVATIONS = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh', 'relu': 'relu'}
 _FIELDS_TO_HF = {
     'vocab_size': 'vocab_size',
@@ -120,33 +105,6 @@ _FIELDS_TO_HF = {
 }
 _REQUIRED_IN_HF = ('vocab_size', 'hidden_size', 'num_attention_heads', 'intermediate_size',
                    'num_hidden_layers', 'max_position_embeddings')
-
-
-def short_name(name: str) -> str | None:
-  """Returns the key of `PUBLISHED` that `name` means, with or without its owner, or None."""
-  for owner in _OWNERS.values():
-    name = name.removeprefix(owner)
-  return name if name in PUBLISHED else None
-
-
-def hub_id(name: str) -> str:
-  """Returns the hub repository of a published size; other names are returned unchanged."""
-  short = short_name(name)
-  return name if short is None else _OWNERS[PUBLISHED[short].kind] + short
-
-
-def roberta_config(name_or_folder: str | pathlib.Path) -> RobertaConfig:
-  """Returns the config of a published size, or of a local folder that holds `config.json`.
-
-  Args:
-    name_or_folder: 'roberta-base', 'google-bert/bert-base-cased', ... or a path; a folder is
-      preferred.
-
-  Raises:
-    UserError: if it is neither, or if the folder's `config.json` is missing or of another family.
-  """
-  return hf_config.find(name_or_folder, PUBLISHED, short_name, read_hf_config,
-                        'RoBERTa or BERT')
 
 
 def read_hf_config(path: str | pathlib.Path) -> RobertaConfig:
@@ -169,27 +127,16 @@ def from_hf(values: Mapping[str, Any], place: str = 'config.json') -> RobertaCon
   Raises:
     UserError: if the dict is of another family, lacks a size or asks for something unsupported.
   """
-  values = hf_config.require_object(values, place)
-  kind = values.get('model_type')
-  if kind not in KINDS:
-    raise UserError(f"'{place}' has model_type '{kind}'; only {' and '.join(KINDS)} can be read"
-                    ' here.')
-  hf_config.require_keys(values, _REQUIRED_IN_HF, place)
-  activation = values.get('hidden_act', 'gelu')
-  if activation not in _ACTIVATIONS:
-    raise UserError(f"'{place}' has hidden_act '{activation}'; supported are"
-                    f" {', '.join(_ACTIVATIONS)}.")
+  values = hf_config.checked(values, place, KINDS, _REQUIRED_IN_HF)
+  activation = hf_config.choose('hidden_act', values.get('hidden_act', 'gelu'), _ACTIVATIONS, place)
   position = values.get('position_embedding_type', 'absolute')
   if position != 'absolute' or values.get('is_decoder'):
     raise UserError(f"'{place}' describes a decoder or relative positions; only an encoder with"
                     ' absolute positions can be read.')
-  if values['hidden_size'] % values['num_attention_heads']:
-    raise UserError(f"'{place}' has hidden_size {values['hidden_size']}, which its"
-                    f" {values['num_attention_heads']} heads do not divide; correct it.")
-  fields = dict(_BERT_FIELDS) if kind == 'bert' else {}
-  fields |= {ours: values[theirs] for ours, theirs in _FIELDS_TO_HF.items()
-             if values.get(theirs) is not None}
-  return RobertaConfig(**fields, activation=_ACTIVATIONS[activation])
+  hf_config.require_whole_heads(values, 'hidden_size', 'num_attention_heads', place)
+  fields = _BERT_FIELDS if values['model_type'] == 'bert' else {}
+  fields = fields | hf_config.stated_fields(values, _FIELDS_TO_HF)
+  return RobertaConfig(**fields, activation=activation)
 
 
 def to_hf(config: RobertaConfig, labels: int = 0) -> dict[str, Any]:
@@ -200,12 +147,18 @@ def to_hf(config: RobertaConfig, labels: int = 0) -> dict[str, Any]:
     labels: outputs of a head for whole texts; 0 for the encoder alone.
   """
   family = {'roberta': 'Roberta', 'bert': 'Bert'}[config.kind]
-  values = {theirs: getattr(config, ours) for ours, theirs in _FIELDS_TO_HF.items()}
-  activation = next(name for name, ours in _ACTIVATIONS.items() if ours == config.activation)
+  values = hf_config.keyed_fields(config, _FIELDS_TO_HF)
   architecture = f'{family}ForSequenceClassification' if labels else f'{family}Model'
-  values |= {'architectures': [architecture], 'model_type': config.kind, 'hidden_act': activation,
+  values |= {'architectures': [architecture], 'model_type': config.kind,
+             'hidden_act': hf_config.value_of(_ACTIVATIONS, config.activation),
              'position_embedding_type': 'absolute', 'use_cache': True}
   if labels:
     values['id2label'] = {str(i): f'LABEL_{i}' for i in range(labels)}
     values['label2id'] = {f'LABEL_{i}': i for i in range(labels)}
   return values
+
+
+FAMILY = hf_config.Family(
+    'RoBERTa or BERT', RobertaConfig, KINDS, PUBLISHED,
+    {name: _OWNERS[config.kind] for name, config in PUBLISHED.items()}, read_hf_config)
+hub_id, roberta_config = FAMILY.hub_id, FAMILY.read

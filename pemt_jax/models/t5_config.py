@@ -6,8 +6,9 @@ import dataclasses
 import pathlib
 from typing import Any, Mapping
 
-from pemt_jax.errors import UserError
 from pemt_jax.models import hf_config
+
+KIND = 't5'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +101,6 @@ def _published_configs() -> dict[str, T5Config]:
 # Short name without owner -> config.
 PUBLISHED: Mapping[str, T5Config] = _published_configs()
 
-_OWNERS = ('google-t5/', 'google/')
 # feed_forward_proj -> (gated, activation). A bare 'gelu' is the exact function: not supported.
 _PROJECTIONS = {
     'relu': (False, 'relu'),
@@ -128,43 +128,6 @@ _FIELDS_TO_HF = {
 _REQUIRED_IN_HF = ('vocab_size', 'd_model', 'd_kv', 'num_heads', 'd_ff', 'num_layers')
 
 
-def short_name(name: str) -> str | None:
-  """Returns the key of `PUBLISHED` that `name` means, or None.
-
-  An owner ('google/', 'google-t5/') is dropped, and 't5-v1_1-SIZE-lm-adapt' is accepted for
-  't5-SIZE-lm-adapt'.
-  """
-  for owner in _OWNERS:
-    name = name.removeprefix(owner)
-  if name.endswith('-lm-adapt'):
-    name = name.replace('t5-v1_1-', 't5-', 1)
-  return name if name in PUBLISHED else None
-
-
-def hub_id(name: str) -> str:
-  """Returns the hub repository of a published size ('t5-base' -> 'google-t5/t5-base').
-
-  Names outside of `PUBLISHED` are returned unchanged.
-  """
-  short = short_name(name)
-  if short is None:
-    return name
-  old = short.removeprefix('t5-') in _SIZES_V1_0
-  return ('google-t5/' if old else 'google/') + short
-
-
-def t5_config(name_or_folder: str | pathlib.Path) -> T5Config:
-  """Returns the config of a published size, or of a local folder that holds `config.json`.
-
-  Args:
-    name_or_folder: 't5-small', 'google/flan-t5-xl', ... or a path; a folder is preferred.
-
-  Raises:
-    UserError: if it is neither, or if the folder's `config.json` is missing or not a T5's.
-  """
-  return hf_config.find(name_or_folder, PUBLISHED, short_name, read_hf_config, 'T5')
-
-
 def read_hf_config(path: str | pathlib.Path) -> T5Config:
   """Reads a Hugging Face `config.json`.
 
@@ -184,19 +147,11 @@ def from_hf(values: Mapping[str, Any], place: str = 'config.json') -> T5Config:
   Raises:
     UserError: if the dict is not a T5's, lacks a size or asks for something unsupported.
   """
-  values = hf_config.require_object(values, place)
-  kind = values.get('model_type', 't5')
-  if kind != 't5':
-    raise UserError(f"'{place}' has model_type '{kind}'; only 't5' can be read here.")
-  hf_config.require_keys(values, _REQUIRED_IN_HF, place)
-  fields = {ours: values[theirs] for ours, theirs in _FIELDS_TO_HF.items()
-            if values.get(theirs) is not None}
+  values = hf_config.checked(values, place, (KIND,), _REQUIRED_IN_HF, unstated=KIND)
+  fields = hf_config.stated_fields(values, _FIELDS_TO_HF)
   fields.setdefault('decoder_layers', fields['encoder_layers'])
-  projection = values.get('feed_forward_proj') or 'relu'
-  if projection not in _PROJECTIONS:
-    raise UserError(f"'{place}' has feed_forward_proj '{projection}'; "
-                    f"supported are {', '.join(_PROJECTIONS)}.")
-  gated, activation = _PROJECTIONS[projection]
+  gated, activation = hf_config.choose(
+      'feed_forward_proj', values.get('feed_forward_proj') or 'relu', _PROJECTIONS, place)
   return T5Config(
       **fields, activation=activation, gated=gated, tied_head=_has_scaled_head(values))
 
@@ -211,16 +166,27 @@ def _has_scaled_head(values: Mapping[str, Any]) -> bool:
 
 def to_hf(config: T5Config) -> dict[str, Any]:
   """Returns the dict of a Hugging Face `config.json` for `config`."""
-  values = {theirs: getattr(config, ours) for ours, theirs in _FIELDS_TO_HF.items()}
-  projection = next(
-      name for name, form in _PROJECTIONS.items() if form == (config.gated, config.activation))
   return {
       'architectures': ['T5ForConditionalGeneration'],
-      'model_type': 't5',
+      'model_type': KIND,
       'is_encoder_decoder': True,
       'use_cache': True,
       'initializer_factor': 1.0,
-      **values,
-      'feed_forward_proj': projection,
+      **hf_config.keyed_fields(config, _FIELDS_TO_HF),
+      'feed_forward_proj': hf_config.value_of(_PROJECTIONS,
+                                              (config.gated, config.activation)),
       'tie_word_embeddings': config.tied_head,
   }
+
+
+def _spelling(name: str) -> str:
+  """'t5-v1_1-SIZE-lm-adapt' also means 't5-SIZE-lm-adapt'."""
+  return name.replace('t5-v1_1-', 't5-', 1) if name.endswith('-lm-adapt') else name
+
+
+_OLD = {f't5-{size}' for size in _SIZES_V1_0}
+FAMILY = hf_config.Family(
+    'T5', T5Config, (KIND,), PUBLISHED,
+    {name: 'google-t5' if name in _OLD else 'google' for name in PUBLISHED}, read_hf_config,
+    _spelling)
+hub_id, t5_config = FAMILY.hub_id, FAMILY.read
