@@ -20,6 +20,10 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run or of an expert.
 SPLIT = flags.DEFINE_enum('split', 'test', ['train', 'validation', 'test'], 'Split to score.')
 ROOT = flags.DEFINE_string('data_root', None, 'Folder of local rows in place of the trained one.')
 BACKBONE = flags.DEFINE_string('backbone', None, 'Backbone in place of the trained path.')
+TASKS = flags.DEFINE_list('tasks', [], 'Tasks to score an expert of several tasks on in place of '
+                          'its own; those it was not trained on need --task_vectors.')
+VECTORS = flags.DEFINE_string('task_vectors', None, 'Folder of task vectors that routed layers '
+                              'read in place of the trained ones.')
 
 
 def main(_: list[str]) -> None:
@@ -27,7 +31,9 @@ def main(_: list[str]) -> None:
   from pemt_jax.experts import tree_files
   from pemt_jax.stages import predict
   overrides = {key: value for key, value in (('data.root', ROOT.value),
-                                             ('model.name', BACKBONE.value)) if value}
+                                             ('model.name', BACKBONE.value),
+                                             ('tasks', tuple(TASKS.value)),
+                                             ('method.vectors', VECTORS.value)) if value}
   workdir = pathlib.Path(WORKDIR.value)
   results = predict.evaluate_experts(workdir, SPLIT.value, overrides)
   for name, metrics in results.items():

@@ -21,6 +21,8 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of an expert or of a run.
 INPUT = flags.DEFINE_string('input', None, 'Rows: .jsonl, .tsv or .csv.', required=True)
 OUTPUT = flags.DEFINE_string('output', None, 'Predictions: .jsonl.', required=True)
 BACKBONE = flags.DEFINE_string('backbone', None, 'Backbone in place of the trained path.')
+VECTORS = flags.DEFINE_string('task_vectors', None, 'Folder with the vector of --task, which '
+                              'routed layers read in place of a trained one.')
 TASK = flags.DEFINE_string('task', '', 'Task of the rows, for an expert of several tasks.')
 
 
@@ -28,6 +30,10 @@ def main(_: list[str]) -> None:
   """Predicts and prints how many rows were written."""
   from pemt_jax.stages import predict
   overrides = {'model.name': BACKBONE.value} if BACKBONE.value else {}
+  if VECTORS.value:
+    overrides['method.vectors'] = VECTORS.value
+    if TASK.value:
+      overrides['tasks'] = (TASK.value,)
   count = predict.predict_file(pathlib.Path(WORKDIR.value), pathlib.Path(INPUT.value),
                                pathlib.Path(OUTPUT.value), overrides, TASK.value)
   print(f'{count} predictions: {OUTPUT.value}')

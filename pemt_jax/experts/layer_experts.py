@@ -24,8 +24,9 @@ from pemt_jax.models.layers import fold_name
 from pemt_jax.models.sites import Site, SiteContext, StackShape
 from pemt_jax.trees import Tree, flatten, unflatten
 
-# Where routes come from; 'table': a row of logits for each task, which may be trained.
-SOURCES = ('router', 'table', 'average', 'instance_random', 'task_random', 'gate')
+# Where routes come from; 'table': a row of logits for each task, which may be trained; 'fixed': a
+# row of routes for each task.
+SOURCES = ('router', 'table', 'fixed', 'average', 'instance_random', 'task_random', 'gate')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +34,8 @@ class LayerExperts(Delta):
   """E copies of a layer under routes.
 
   Task vectors `vectors` [task, inputs], the router's weights, a table of logits [task, layer,
-  expert], the temperature [] and closed experts [layer, expert] are weights of the model; the last
-  two, and the routes of 'task_random', change without a gradient and are constants.
+  expert], the temperature [] and closed experts [layer, expert] are weights of the model. The last
+  two, the routes of 'task_random' and 'fixed', and frozen task vectors are constants.
 
   Attributes:
     experts: number E of a layer's copies.
@@ -53,6 +54,8 @@ class LayerExperts(Delta):
     random_experts: experts that 'task_random' gives a task in a layer.
     random_seed: of 'task_random', and of noise and routes at evaluation.
     penalised: return the distance of experts, see `routes.expert_distance`.
+    frozen_vectors: task vectors are constants.
+    fixed_temperature: in place of the temperature that changes; 0 leaves that.
   """
 
   experts: int
@@ -70,6 +73,8 @@ class LayerExperts(Delta):
   random_experts: int = 1
   random_seed: int = 0
   penalised: bool = False
+  frozen_vectors: bool = False
+  fixed_temperature: float = 0.0
 
   def __post_init__(self):
     """Checks the values.
@@ -104,12 +109,15 @@ class LayerExperts(Delta):
       table = routes_lib.task_random_table(
           self.tasks, *experts[0], self.random_experts, self.random_seed)
       return {'routes': constant(table.shape, ('task', *experts[1]), table)}
+    if self.source == 'fixed':
+      shape = (self.tasks, *experts[0])
+      return {'routes': constant(shape, ('task', *experts[1]), jnp.full(shape, 1 / self.copies))}
     if self.source == 'table':
       found = {'logits': Weight((self.tasks, *experts[0]), ('task', *experts[1]))}
     elif self.source == 'router':
       found = {f'router_{name}': weight for name, weight in router_weights(self.router).items()}
       found['vectors'] = Weight((self.tasks, self.router.inputs), ('task', 'gate'),
-                                normal_init(self.vector_stddev))
+                                normal_init(self.vector_stddev), constant=self.frozen_vectors)
     else:
       return {}
     return found | {'temperature': constant((), (), self.temperature),
@@ -136,7 +144,7 @@ class LayerExperts(Delta):
     shape = (self.layers, task_ids.shape[0], self.copies)
     if self.source == 'average':
       return routes_lib.average_routes(shape)
-    if self.source == 'task_random':
+    if self.source in ('task_random', 'fixed'):
       return routes_lib.rows_of_table(model['routes'], task_ids)
     fixed = jax.random.key(self.random_seed)
     if self.source == 'instance_random':
@@ -145,7 +153,7 @@ class LayerExperts(Delta):
     noise = routes_lib.selection_noise(self.mode, own, shape)
     dropped = None if key is None else fold_name(key, 'router')
     return routes_lib.select(self.logits(model, task_ids, dropped), self.mode,
-                             model['temperature'], noise)
+                             self.fixed_temperature or model['temperature'], noise)
 
   def prepare(self, values: Values, shape: StackShape, context: SiteContext) -> tuple[Any, Any]:
     """(None, routes [layer, batch, expert] of the stack's layers)."""

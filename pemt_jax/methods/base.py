@@ -87,6 +87,8 @@ class Method:
       batch, such as the loss behind a step on half of its rows; or None.
     adapt_start: (tuned of an expert, shapes of the run's) -> tuned, where training may start from
       an expert of other sizes; or None. Canonical trees.
+    first_constants: constants of the model, or of an expert that training starts from -> those of
+      the first step; or None.
   """
 
   name: str
@@ -103,6 +105,7 @@ class Method:
   prediction: Plan | None = None
   transform_loss: Callable[[LossFunction, bool], LossFunction] | None = None
   adapt_start: Callable[[Tree, Tree], Tree] | None = None
+  first_constants: Callable[[Tree], Tree] | None = None
 
   def variables(self, tuned: Tree, frozen: Tree, constants: Tree) -> Tree:
     """What the model is applied to."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,7 +18,7 @@ from pemt_jax.methods.base import Metrics, Method, no_auxiliary
 from pemt_jax.models.bart import LOGITS_BIAS
 from pemt_jax.models.bart_config import BartConfig
 from pemt_jax.models.sites import Aux, Plan, Rule
-from pemt_jax.trees import Tree, merge
+from pemt_jax.trees import Tree, flatten, merge, unflatten
 
 NAME = 'task_moe'
 PLACE = f'deltas/{NAME}'
@@ -44,7 +43,7 @@ class TaskMoEOptions:
     vectors: folder of task vectors, `id2task.json` and `task_vecs.npy`; '' draws random ones.
     vector_size: width of random vectors.
     vector_stddev: of random vectors.
-    tune_vectors: train the task vectors.
+    tune_vectors: train the task vectors; otherwise they are constants.
     plain_encoder_layers: layers without experts.
     plain_decoder_layers: the same of the decoder.
     regularization: factor of the distance of experts in the loss; it pulls them together.
@@ -57,6 +56,8 @@ class TaskMoEOptions:
       each; 0 trains all.
     hard_prediction: predict with the strongest expert of each layer only, at the cost of the plain
       backbone; the published program does so in its Gumbel modes and with random experts.
+    prediction_temperature: of evaluation and prediction; 0 takes that of the step (published:
+      that of the step in training, `minimum_temperature` behind it).
     noisy_evaluation: draw Gumbel noise at evaluation too, as published.
     fixed: routes get no gradient, and only the chosen expert runs; batches must have one task each.
     tasks: number of tasks; set by the stage.
@@ -85,6 +86,7 @@ class TaskMoEOptions:
   random_seed: int = 42
   alternate_every: int = 0
   hard_prediction: bool = False
+  prediction_temperature: float = 0.0
   noisy_evaluation: bool = False
   fixed: bool = False
   tasks: int = 1
@@ -101,9 +103,32 @@ class TaskMoEOptions:
     number('method.experts', self.experts, self.experts >= 1, 'at least 1')
     for name in ('initial_temperature', 'minimum_temperature'):
       number(f'method.{name}', getattr(self, name), getattr(self, name) > 0, 'above 0')
-    for name in ('anneal_rate', 'noise', 'regularization', 'alternate_every', 'vector_stddev'):
+    for name in ('anneal_rate', 'noise', 'regularization', 'alternate_every', 'vector_stddev',
+                 'prediction_temperature'):
       number(f'method.{name}', getattr(self, name), getattr(self, name) >= 0, 'at least 0')
     number('method.exploration', self.exploration, 0 <= self.exploration <= 1, 'from 0 to 1')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TaskOptions(TaskMoEOptions):
+  """Options with what the tasks of a run add to them.
+
+  Attributes:
+    values: task vectors [task, size], or None for random ones.
+  """
+
+  values: np.ndarray | None = None
+
+  @classmethod
+  def of(cls, options: TaskMoEOptions, tasks: int, values: np.ndarray | None) -> TaskOptions:
+    """The options of a run.
+
+    Args:
+      options: of the config.
+      tasks: their number.
+      values: see the attributes.
+    """
+    return cls(**vars(options) | {'tasks': tasks, 'values': values})
 
 
 def layers_with_experts(options: TaskMoEOptions, config: Any) -> dict[str, tuple[int, ...]]:
@@ -142,46 +167,46 @@ def delta_of(options: TaskMoEOptions, config: Any, vector_size: int) -> LayerExp
       options.routes, options.mode, 'one_task' if options.fixed else 'mixed',
       options.initial_temperature, options.vector_stddev, options.noisy_evaluation,
       options.exploration, (options.explore_encoder, options.explore_decoder),
-      options.random_experts, options.random_seed, options.regularization > 0)
+      options.random_experts, options.random_seed, options.regularization > 0,
+      not options.tune_vectors)
 
 
-def task_moe(options: TaskMoEOptions, config: Any, prompt_length: int,
-             vectors: np.ndarray | None = None) -> Method:
+def task_moe(options: TaskMoEOptions, config: Any, prompt_length: int) -> Method:
   """Routed layers of a text-to-text backbone, all of which is trained.
 
   Groups: 'model', 'router' and 'task_vectors' (of a table of logits, 'router').
 
   Args:
-    options: of the method.
+    options: of the method; `TaskOptions` have the vectors of the tasks.
     config: of the backbone.
     prompt_length: not used.
-    vectors: [task, size] of a folder, or None.
 
   Raises:
-    UserError: layers that are not there, or vectors for another number of tasks.
+    UserError: layers that are not there.
   """
   del prompt_length
-  chosen = layers_with_experts(options, config)
-  if vectors is not None and len(vectors) != options.tasks:
-    raise UserError(f"method.vectors '{options.vectors}' has {len(vectors)} vectors, but there are"
-                    f' {options.tasks} tasks; give one for each.')
+  chosen, vectors = layers_with_experts(options, config), getattr(options, 'values', None)
   size = options.vector_size if vectors is None else vectors.shape[1]
   delta = delta_of(options, config, size)
   depth = sum(count for _, count in delta.depths)
   layers = tuple((stack, layer) for stack, own in chosen.items() for layer in own)
   rules = lambda own: Plan((
       Rule(NAME, '*/layer', own, layers if len(layers) < depth else None),))
-  fast = dataclasses.replace(delta, form='one_task', penalised=False)
+  fast = delta if options.fixed or not options.hard_prediction else dataclasses.replace(
+      delta, form='one_task', penalised=False)
+  fast = dataclasses.replace(fast, fixed_temperature=options.prediction_temperature)
   return Method(
       NAME, rules(delta), _tuned(options, config),
       auxiliary=functools.partial(_regularized, options.regularization)
       if options.regularization else no_auxiliary,
       observe=_routes,
       first_values=functools.partial(_first_values, options, chosen, vectors),
+      first_constants=functools.partial(_first_constants, options, vectors),
+      adapt_start=functools.partial(_adapted, options, vectors),
       next_constants=functools.partial(_annealed, options) if _has_logits(options) else None,
       transform_clipped=functools.partial(_alternated, options.alternate_every)
       if options.alternate_every else None,
-      prediction=rules(fast) if options.hard_prediction else None)
+      prediction=rules(fast) if fast != delta else None)
 
 
 def _has_logits(options: TaskMoEOptions) -> bool:
@@ -189,8 +214,8 @@ def _has_logits(options: TaskMoEOptions) -> bool:
 
 
 def _tuned(options: TaskMoEOptions, config: Any) -> tuple[tuple[str, str], ...]:
-  own = {'router': ((f'{PLACE}/vectors', 'task_vectors' if options.tune_vectors else 'frozen'),
-                    (f'{PLACE}/router_.*', 'router')),
+  vectors = ((f'{PLACE}/vectors', 'task_vectors'),) if options.tune_vectors else ()
+  own = {'router': (*vectors, (f'{PLACE}/router_.*', 'router')),
          'table': ((f'{PLACE}/logits', 'router'),),
          'gate': ((f'.*/layers[^/]*/{NAME}/.*', 'router'),)}
   bias = ((LOGITS_BIAS, 'frozen'),) if isinstance(config, BartConfig) else ()
@@ -201,9 +226,31 @@ def _first_values(options: TaskMoEOptions, chosen: dict[str, tuple[int, ...]],
                   vectors: np.ndarray | None, backbone: Tree, params: Tree,
                   key: jax.Array) -> Tree:
   params = copied(backbone, params, key, chosen, options.noise)
-  if vectors is None or options.routes != 'router':
-    return params
-  return merge(params, {'deltas': {NAME: {'vectors': jnp.asarray(vectors, jnp.float32)}}})
+  own = options.tune_vectors and options.routes == 'router'
+  return _with_vectors(params, vectors if own else None)
+
+
+def _with_vectors(tree: Tree, vectors: np.ndarray | None) -> Tree:
+  if vectors is None:
+    return tree
+  return merge(tree, {'deltas': {NAME: {'vectors': jnp.asarray(vectors, jnp.float32)}}})
+
+
+def _first_constants(options: TaskMoEOptions, vectors: np.ndarray | None, constants: Tree) -> Tree:
+  """Constants before the first step: the temperature starts anew, whatever an expert left."""
+  if _has_logits(options):
+    constants = _annealed(options, constants, jnp.zeros(()))
+  frozen = options.routes == 'router' and not options.tune_vectors
+  return _with_vectors(constants, vectors if frozen else None)
+
+
+def _adapted(options: TaskMoEOptions, vectors: np.ndarray | None, tuned: Tree,
+             shapes: Tree) -> Tree:
+  """An expert's leaves with the vectors of this run's tasks, which may be constants there."""
+  del shapes
+  flat = {path: leaf for path, leaf in flatten(tuned).items() if path != f'{PLACE}/vectors'}
+  own = options.tune_vectors and options.routes == 'router'
+  return _with_vectors(unflatten(flat), vectors if own else None)
 
 
 def _annealed(options: TaskMoEOptions, constants: Tree, step: jax.Array) -> Tree:
@@ -233,8 +280,3 @@ def _routes(aux: Aux, rows: jax.Array) -> Metrics:
   weight = rows / jnp.maximum(jnp.sum(rows), 1.0)
   return {f"routes_{name.partition('/')[0]}": jnp.einsum('lbe,b->le', value, weight)
           for name, value in aux.items() if name.endswith(f'/{NAME}/routes')}
-
-
-def for_tasks(options: TaskMoEOptions, names: Sequence[str]) -> TaskMoEOptions:
-  """The options with the number of tasks of a run."""
-  return dataclasses.replace(options, tasks=len(names))

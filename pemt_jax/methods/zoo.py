@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from pemt_jax.errors import UserError
 from pemt_jax.methods import (
     adamix, adapters, attempt, baselines, bitfit, hyperformer, ia3, low_rank, maml, mixda, moe,
-    mpo, prefixes, propetl, propetl_roberta, subspace)
+    mpo, prefixes, propetl, propetl_roberta, subspace, task_moe)
 from pemt_jax.methods.base import (
     FROZEN, Auxiliary, Expand, FirstValues, Method, Observe, as_initialised, joined)
 from pemt_jax.methods.language_modelling import tuned_by
@@ -74,6 +74,7 @@ ZOO: dict[str, Entry] = {
     'hyperformer': Entry(hyperformer.HyperOptions, hyperformer.hyperformer),
     'hyperformer_pp': Entry(hyperformer.HyperOptions, hyperformer.hyperformer_pp),
     mpo.NAME: Entry(mpo.MPOOptions, mpo.mpo),
+    task_moe.NAME: Entry(task_moe.TaskMoEOptions, task_moe.task_moe),
     moe.SWITCH: Entry(moe.SwitchOptions, moe.switch),
     moe.TOP2: Entry(moe.TopTwoOptions, moe.top2),
     'prefix': Entry(prefixes.PrefixOptions, prefixes.prefix),
@@ -151,7 +152,8 @@ def combine(name: str, methods: Sequence[Method]) -> Method:
                 _chain([m.transform_gradients for m in methods]),
                 _chain([m.transform_clipped for m in methods]), _prediction(methods),
                 _chain([m.transform_loss for m in methods]),
-                _chain([m.adapt_start for m in methods]))
+                _chain([m.adapt_start for m in methods]),
+                _chain([m.first_constants for m in methods]))
 
 
 def _sum(parts: Sequence[Auxiliary]) -> Auxiliary:

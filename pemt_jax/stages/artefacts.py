@@ -16,6 +16,7 @@ from pemt_jax.experts.library import (
 from pemt_jax.experts.tree_files import check_description, describe
 from pemt_jax.models.segments import cut, join, join_shapes
 from pemt_jax.models.sites import plan_as_json
+from pemt_jax.stages import task_moe
 from pemt_jax.stages.backbone import Backbone, load_backbone
 from pemt_jax.stages.build import Stage, build
 from pemt_jax.stages.config import base_config, is_stage, stage_names
@@ -152,6 +153,8 @@ def open_expert(folder: pathlib.Path, backbone: Backbone | None = None,
     config.prompt.length = 0 if table is None else len(table)
     config.sources = tuple(map(str, _source_folders(folder, card)))
     config.starts = ()
+    tuned, constants = task_moe.opened(config, (tuned, constants), card,
+                                       (overrides or {}).get('method.vectors', ''))
   place = folder.resolve()
   stage = build(config, place.parents[1] if place.parent.name == FOLDER else place, backbone)
   expected = stage.start.tuned_shapes()

@@ -21,7 +21,7 @@ from pemt_jax.methods.language_modelling import NAME, is_language, make_language
 from pemt_jax.models.layers import fold_name
 from pemt_jax.models.roberta import Roberta
 from pemt_jax.models.segments import cut, join
-from pemt_jax.stages import classification, prompt_sources, prompts
+from pemt_jax.stages import classification, prompt_sources, prompts, task_moe
 from pemt_jax.stages.backbone import (
     Backbone, as_frozen, load_backbone, require_decoder_alone, require_text_to_text)
 from pemt_jax.stages.config import generation_config, options_of
@@ -91,11 +91,17 @@ class Start:
     if target is not None:  # Every target starts from the first source.
       first = jnp.broadcast_to(self._prompts.tables[0], target.shape)
       params = merge(params, unflatten({f'{_ATTEMPT}/table': first}))
-    _, tuned = split_params(params, self._method.tuned)
+    _, first = split_params(params, self._method.tuned)
+    tuned = first
     if spec.start is not None:
-      tuned, more = start_values(spec.start, (self._backbone.name, self._backbone.hash), tuned,
-                                 self._method.adapt_start)
-      tuned, constants = cut(tuned, self.tuned_shapes()), merge(constants, more)
+      tuned, more = start_values(spec.start, (self._backbone.name, self._backbone.hash), first,
+                                 self._method.adapt_start, self._config.start_only)
+      tuned = cut(merge(join(first), tuned), self.tuned_shapes())
+      known = flatten(constants)
+      constants = merge(constants, unflatten({
+          path: leaf for path, leaf in flatten(more).items() if path in known}))
+    if self._method.first_constants is not None:
+      constants = self._method.first_constants(constants)
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tuned), constants
 
   def _prompt(self, spec, key):
@@ -183,6 +189,7 @@ def make_method(config: mlc.ConfigDict, backbone: Backbone, prompt_length: int,
     targets = len(config.tasks) if config.mixture.sampling else None
     options = prompt_sources.with_counts(options, source_prompts, targets)
   mixed = bool(config.mixture.sampling)
+  options = task_moe.for_tasks(options, config)
   options = zoo.for_tasks(options, len(config.tasks) if mixed else 1,
                           mixed and config.mixture.batches in ('single', 'drawn'))
   if config.stage not in zoo.ZOO and not zoo.names_of(config.stage):

@@ -160,6 +160,7 @@ def base_config(stage: str) -> mlc.ConfigDict:
     config.prompt.descriptions[language_modelling.NAME] = 'continue the text'
   config.sources = ()             # folders of source experts, in the order of the bank
   config.starts = ()              # experts to start from, one replica for each; () starts afresh
+  config.start_only = ()          # path patterns of what is taken from them; () takes all
   config.data = data = _fields(DataConfig(), {'root': str})
   for name in ('files', 'split_names'):
     data[name] = {split: optional(None, str) for split in SPLITS}

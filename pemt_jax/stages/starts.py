@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +39,8 @@ def start_folder(start: str, task: str) -> pathlib.Path:
 
 
 def start_values(folder: pathlib.Path, backbone: tuple[str, str], shapes: Tree,
-                 adapt: Callable[[Tree, Tree], Tree] | None = None) -> tuple[Tree, Tree]:
+                 adapt: Callable[[Tree, Tree], Tree] | None = None,
+                 only: Sequence[str] = ()) -> tuple[Tree, Tree]:
   """Values of the expert as the first (tuned, constants) of a run.
 
   Args:
@@ -45,12 +48,14 @@ def start_values(folder: pathlib.Path, backbone: tuple[str, str], shapes: Tree,
     backbone: name and hash of the backbone in use.
     shapes: tuned shapes of the run, canonical or cut into segments; prompts may be padded.
     adapt: see `Method.adapt_start`.
+    only: patterns of the whole paths of the leaves to take; () takes all.
 
   Returns:
     Canonical trees of NumPy arrays.
 
   Raises:
-    UserError: an expert of another backbone, of other places or of other sizes.
+    UserError: an expert of another backbone, of other places or of other sizes; a pattern that no
+      leaf has.
   """
   tuned, constants, card = _load(folder)
   check_backbone(card, *backbone)
@@ -63,9 +68,20 @@ def start_values(folder: pathlib.Path, backbone: tuple[str, str], shapes: Tree,
   if table in flat and len(flat[table]) <= getattr(expected.get(table), 'shape', (0,))[0]:
     flat[table], state[f'{place}/mask'] = left_pad(flat[table], expected[table].shape[0])
   flat = {path: np.asarray(leaf, np.float32) for path, leaf in flat.items()}
+  for pattern in only:
+    if not any(re.fullmatch(pattern, path) for path in flat | state):
+      raise UserError(f"config.start_only has '{pattern}', which no leaf of '{folder}' has; correct"
+                      ' it.')
+  if only:
+    flat, state, expected = (_chosen(leaves, only) for leaves in (flat, state, expected))
   tree_files.check_description(tree_files.describe(unflatten(flat)),
                                tree_files.describe(unflatten(expected)), folder)
   return unflatten(flat), unflatten(state)
+
+
+def _chosen(leaves: dict[str, Any], patterns: Sequence[str]) -> dict[str, Any]:
+  return {path: leaf for path, leaf in leaves.items()
+          if any(re.fullmatch(pattern, path) for pattern in patterns)}
 
 
 @functools.lru_cache(maxsize=64)

@@ -53,6 +53,7 @@ def default_train_config() -> mlc.ConfigDict:
   config.accumulation = 'mean'   # 'mean' | 'sum' of the gradients of microbatches
   # Evaluation, selection, early stop.
   config.eval_every = _steps_or_word('epoch')  # 'epoch' | 'never' | updates, >= 1
+  config.eval_after = 0          # first updates without evaluation, >= 0; the last has one anyway
   config.metric = 'average'      # name in the evaluation that selects the best step; '' = the last
   config.greater_is_better = True
   config.ties_improve = False    # whether an equal value counts as an improvement
@@ -96,6 +97,7 @@ def check_train_config(config: mlc.ConfigDict) -> None:
           0 <= config.schedule_end < config.learning_rate),
       'schedule_cycles': config.schedule_cycles >= 1,
       'vanishing_loss': config.vanishing_loss >= 0,
+      'eval_after': config.eval_after >= 0,
       'log_every': config.log_every >= 1, 'keep': config.keep >= 1,
   }
   for name, right in ranges.items():

@@ -177,8 +177,9 @@ class Run:
 
   def due(self) -> list[Replica]:
     """Live members whose evaluation is due at this step."""
-    every = self.options.eval_every
-    return [r for r in self.live if evaluation_is_due(r, self.step, every, self.epoch[r.name])]
+    every, early = self.options.eval_every, self.step <= self.options.eval_after
+    return [r for r in self.live if evaluation_is_due(r, self.step, every, self.epoch[r.name])
+            and (self.step >= r.total_steps or not early)]
 
   def evaluate(self, due: list[Replica]) -> list[str]:
     """Evaluates, keeps best trees, ends replicas; returns a line to show for each of them."""

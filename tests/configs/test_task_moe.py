@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from configs.task_moe import few_shot, maml, multi_task
+from configs.task_moe import few_shot, maml, multi_task, stage1, stage2
 from pemt_jax.data import gym_table
+from pemt_jax.stages.config import options_of
 from pemt_jax.stages.few_shot_config import titles_of
 from pemt_jax.stages.rows import mixing_of, replica_specs
 
@@ -36,3 +37,27 @@ def test_a_batch_of_meta_learning_has_four_episodes():
   assert config.data.batch_size == 4 * 2 * 16 == 4 * 2 * config.method.rows
   assert (mixing_of(config).batches, mixing_of(config).episodes) == ('episodes', 4)
   assert (config.method.inner_rate, config.train.learning_rate) == (3e-5, 1e-5)
+
+
+def test_both_stages_of_routed_layers_are_the_published_ones():
+  first, second = stage1.get_config(), stage2.get_config()
+  assert first.train.group_multipliers.to_dict() == {'router': 100.0, 'task_vectors': 1000.0}
+  assert second.train.group_multipliers.to_dict() == {'router': 0.0}
+  for config, steps in ((first, 30_000), (second, 60_000)):
+    train = config.train
+    assert (train.steps, train.warmup_steps, train.learning_rate) == (steps, steps * 6 // 100, 1e-5)
+    assert (config.data.batch_size, train.accumulate, train.accumulation) == (32, 2, 'sum')
+    assert (train.clip_norm, train.weight_decay, train.reduction, train.label_smoothing) == (
+        0.1, 0.01, 'sum', 0.1)
+    spec, = replica_specs(config)
+    assert len(spec.parts) == 120 and not config.data.train_on_validation
+    options_of(config)
+  assert (first.train.eval_every, second.train.eval_every, second.train.eval_after) == (
+      750, 3000, 15_000)
+  method = second.method
+  assert (method.mode, method.initial_temperature, method.minimum_temperature,
+          method.anneal_rate) == ('softmax', 300.0, 1.0, 1e-4)
+  for routes, hard in (('average', False), ('task_random', True), ('instance_random', True)):
+    config = stage1.get_config(f'routes={routes},start_id=-1')
+    assert config.method.hard_prediction == hard and config.generation.start_id is None
+    assert not config.train.group_multipliers

@@ -44,11 +44,10 @@ SMALL = {
     'fastfood': {'dimension': 4, 'tensors': '.*/mlp/.*'},
     **{name: {'reduction': 2, 'size': 3, 'hidden': 6, 'projected': 4}
        for name in ('meta_adapter', 'hyperformer', 'hyperformer_pp')},
-    'switch': {'experts': 'mpo', 'cores': 3, 'count': 3, 'rebuild': 'step'},
-    'top2': {'count': 3},
+    'switch': {'experts': 'mpo', 'cores': 3, 'count': 3}, 'top2': {'count': 3},
+    'task_moe': {'experts': 2, 'router': 'linear', 'hidden': 3, 'mode': 'softmax'},
     'mpo': {'components': ('word_embed', 'mlp', 'attention'), 'cores': 3, 'mlp_rank': 4},
-    'prefix': {'length': 3, 'rank': 4},
-    'prefix_kv': {'length': 2},
+    'prefix': {'length': 3, 'rank': 4}, 'prefix_kv': {'length': 2},
     'intrinsic_prefix': {'length': 3, 'dimension': 4},
     'intrinsic_adapter': {'size': 3, 'dimension': 4},
     'intrinsic_lora': {'rank': 2, 'alpha': 3.0, 'dimension': 4},
@@ -58,7 +57,7 @@ SMALL = {
 }
 # Patterns of backbone leaves that an entry tunes; the others leave the backbone as it is.
 TUNES_BACKBONE = {'full': '.*', 'maml': '.*', 'mpo': '(?!shared/|.*/kernel).*'} | dict.fromkeys(
-    ('switch', 'top2'), '(?!.*/mlp/w).*') | dict.fromkeys(
+    ('switch', 'top2'), '(?!.*/mlp/w).*') | {'task_moe': '(?!.*/layers/).*'} | dict.fromkeys(
     ('adapter', 'houlsby', 'compacter', 'adapter_controller', 'meta_adapter', 'hyperformer',
      'hyperformer_pp'), '.*norm/scale')
 JOINED = 'adapter+prompt'
@@ -354,8 +353,9 @@ def bank_program(name):
 @GRID
 def test_rows_of_a_bank_use_the_expert_of_their_task(name):
   method = method_of(name)
-  routed = any(isinstance(rule.delta, TokenRouting) for rule in method.plan.rules)
-  if not method.plan.rules or method.expand is not joined or routed:
+  deltas = [rule.delta for rule in method.plan.rules]
+  routed = any(isinstance(delta, TokenRouting) or delta.copies for delta in deltas)
+  if not deltas or method.expand is not joined or routed:
     pytest.skip('its experts change the whole backbone and cannot share a batch')
   variables, run = bank_program(name)
   for ids in (MIXED, np.full(ROWS, 1, np.int32)):

@@ -1,0 +1,127 @@
+"""Routed layers as a stage: trained, opened, scored, on unseen tasks, in two stages."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from pemt_jax.data import playground
+from pemt_jax.data.tokenizer import train_word_tokenizer
+from pemt_jax.errors import UserError
+from pemt_jax.experts.library import load_expert
+from pemt_jax.experts.task_vectors import random_vectors
+from pemt_jax.interop import bart_files, task_vector_files
+from pemt_jax.methods.base import initialiser
+from pemt_jax.methods.task_moe import PLACE
+from pemt_jax.models.bart import Bart
+from pemt_jax.models.bart_config import BartConfig
+from pemt_jax.stages.artefacts import open_expert
+from pemt_jax.stages.build import build
+from pemt_jax.stages.predict import evaluate_experts, predict_file
+from pemt_jax.stages.run import run_stage
+from pemt_jax.trees import flatten
+from tests.stages import small
+
+VECTORS, ROUTER = f'{PLACE}/vectors', f'{PLACE}/router_hidden/kernel'
+TASKS = (*small.SOURCES, small.TARGET)
+
+
+@pytest.fixture(scope='module')
+def vectors(base):
+  """A folder with vectors of three tasks, of which two are trained on."""
+  folder = base / 'vectors'
+  task_vector_files.write_task_vectors(folder, random_vectors(TASKS, 6, 1.0, 0))
+  return folder
+
+
+def config_of(backbone, vectors='', **changes):
+  return small.config_of('task_moe', backbone, **{
+      'mixture__sampling': 'proportional', 'method__vectors': str(vectors), 'method__experts': 2,
+      'method__hidden': 4, 'method__router': 'linear', 'method__mode': 'softmax',
+      'train__eval_every': 1, **changes})
+
+
+@pytest.fixture(scope='module')
+def first(base, backbone, vectors):
+  """A first stage with frozen vectors; it predicts with one expert of each layer."""
+  config = config_of(backbone, vectors, method__tune_vectors=False, method__hard_prediction=True,
+                     method__noise=0.1)
+  return run_stage(config, base / 'routed')
+
+
+def bart_backbone(folder):
+  """Writes a random BART over the playground's words."""
+  tokenizer = train_word_tokenizer(playground.vocabulary(), folder, sentinels=1)
+  ids = {'pad_id': 0, 'bos_id': 1, 'eos_id': 1, 'start_id': 1}
+  options = (('num_beams', 2), ('forced_eos_token_id', 1))
+  shapes = BartConfig(tokenizer.vocab_size, 16, 2, 24, 1, 1, positions=40, generation=options,
+                      **ids)
+  params, _ = initialiser(Bart(shapes))(jax.random.key(0))
+  bart_files.save_bart(folder, shapes, jax.tree.map(np.asarray, params))
+  return str(folder)
+
+
+def test_a_run_trains_keeps_frozen_vectors_and_its_expert_scores_as_it_did(first, vectors):
+  expert = first.experts['mixture']
+  tuned, constants, card = load_expert(expert)
+  flat, state = flatten(tuned), flatten(constants)
+  given = np.load(vectors / 'task_vecs.npy')
+  names = list(json.loads((vectors / 'id2task.json').read_text()).values())
+  np.testing.assert_array_equal(state[VECTORS], given[[names.index(t) for t in small.SOURCES]])
+  assert VECTORS not in flat
+  assert flat['encoder/layers/experts/mlp/wi/kernel'].shape == (1, 2, 16, 24)
+  step = first.trained.results['mixture']['best_step']
+  assert float(state[f'{PLACE}/temperature']) == pytest.approx(2.0 * np.exp(-3e-4 * step))
+  moved = [path for path, leaf in flat.items() if path.startswith(PLACE) and np.abs(leaf).max() > 0]
+  assert moved and card.method == 'task_moe'
+  found = evaluate_experts(expert, 'test', {})
+  final = first.trained.results['mixture']['final_metrics']
+  for task in small.SOURCES:
+    assert found['mixture'][f'{task}/average_metrics'] == final[f'{task}/average_metrics']
+    assert found['mixture'][f'{task}/loss'] == pytest.approx(final[f'{task}/loss'], rel=1e-5)
+
+
+def test_an_expert_is_scored_on_a_task_that_it_was_not_trained_on_by_the_tasks_vector(
+    first, vectors, workdir):
+  expert, target = first.experts['mixture'], small.TARGET
+  overrides = {'tasks': (target,), 'method.vectors': str(vectors)}
+  found = evaluate_experts(expert, 'test', overrides)['mixture']
+  assert np.isfinite(found[f'{target}/loss']) and np.isfinite(found['average_metrics'])
+  loaded = open_expert(expert, first.stage.backbone, overrides)
+  given = task_vector_files.read_task_vectors(vectors).chosen([target]).vectors
+  np.testing.assert_array_equal(flatten(loaded.constants)[VECTORS][0], given)
+  one = {'tasks': small.SOURCES[1:]}
+  own = open_expert(expert, first.stage.backbone, one)
+  np.testing.assert_array_equal(flatten(own.constants)[VECTORS][0],
+                                flatten(load_expert(expert)[1])[VECTORS][1:])
+  with pytest.raises(UserError, match=f"no vector or routes of '{target}'"):
+    open_expert(expert, first.stage.backbone, {'tasks': (target,)})
+  rows, out = workdir / 'rows.jsonl', workdir / 'out.jsonl'
+  rows.write_text(json.dumps({'source': 'is it lucky today ?'}) + '\n')
+  assert predict_file(expert, rows, out, {}, small.SOURCES[1]) == 1
+  assert np.isfinite(list(json.loads(out.read_text())['label_scores'].values())).all()
+
+
+def test_a_second_stage_takes_the_router_and_starts_its_layers_anew(first, base, backbone):
+  expert = first.experts['mixture']
+  config = config_of(backbone, method__tune_vectors=False, method__initial_temperature=300.0,
+                     starts=(str(expert),), start_only=(f'{PLACE}/router_.*',),
+                     train__group_multipliers={'router': 0.0}, train__steps=0, method__noise=0.0)
+  stage = build(config, base / 'second', first.stage.backbone)
+  spec, = stage.specs.values()
+  tuned, constants = stage.start(first.trained.replicas[0])
+  flat, state, learned = flatten(tuned), flatten(constants), small.leaves_of(expert)
+  for path in (path for path in learned if path.startswith(PLACE)):
+    np.testing.assert_array_equal(flat[path], learned[path], err_msg=path)
+  np.testing.assert_array_equal(state[VECTORS], flatten(load_expert(expert)[1])[VECTORS])
+  assert float(state[f'{PLACE}/temperature']) == pytest.approx(300.0)
+  plain = flatten(first.stage.backbone.params)['encoder/layers/mlp/wi/kernel']
+  leaf = flat['encoder/layers/experts/mlp/wi/kernel']
+  np.testing.assert_array_equal(leaf, np.stack([plain] * 2, axis=1))
+  with config.unlocked():
+    config.start_only = ('router',)
+  with pytest.raises(UserError, match="config.start_only has 'router', which no leaf"):
+    build(config, base / 'second', first.stage.backbone).start(first.trained.replicas[0])
