@@ -17,68 +17,41 @@ import numpy as np
 from pemt_jax.data.buckets import Batch, FILLER
 from pemt_jax.data.keyed_random import keyed_bits
 from pemt_jax.data.span_corruption import SpanLengths, corrupt, random_parts, span_lengths
+from pemt_jax.data.text_rows import TextRows, tabbed_ids
 from pemt_jax.data.tokenized import Ragged, digest
 from pemt_jax.data.tokenizer import Tokenizer
-from pemt_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class LineCorruption:
+class LineCorruption(TextRows):
   """Lines that become inputs and targets when a batch is made.
 
-  Goes into `Stream` and `eval_batches`.
+  Goes into `Stream` and `eval_batches`. Where no target is stated the line is corrupted.
 
   Attributes:
-    lines: ids without eos.
-    answers: ids of the stated targets without eos; a row is empty where the line is corrupted.
-    example_ids: [row] int32 number of each line in the text.
     shapes: number of ids of a line -> its `SpanLengths`.
     sentinels: [spans + 1] int32 ids, enough for the longest line.
-    eos_id: ends inputs and targets.
-    pad_id: fills padded positions.
-    seed: of the span draws.
   """
 
-  lines: Ragged
-  answers: Ragged
-  example_ids: np.ndarray
   shapes: dict[int, SpanLengths]
   sentinels: np.ndarray
-  eos_id: int
-  pad_id: int
-  seed: int
-
-  def __len__(self) -> int:
-    return len(self.example_ids)
 
   @functools.cached_property
   def input_lengths(self) -> np.ndarray:
     """[row] ids per input, eos included."""
-    corrupted = np.array([self.shapes[int(n)].inputs for n in self.lines.lengths])
-    return np.where(self.answers.lengths > 0, self.lines.lengths + 1, corrupted)
+    corrupted = np.array([self.shapes[int(n)].inputs for n in self.texts.lengths])
+    return np.where(self.answers.lengths > 0, self.texts.lengths + 1, corrupted)
 
   @functools.cached_property
   def target_lengths(self) -> np.ndarray:
     """[row] ids per target, the last sentinel and eos included."""
-    corrupted = np.array([self.shapes[int(n)].targets + 1 for n in self.lines.lengths])
+    corrupted = np.array([self.shapes[int(n)].targets + 1 for n in self.texts.lengths])
     return np.where(self.answers.lengths > 0, self.answers.lengths + 1, corrupted)
-
-  @property
-  def input_limit(self) -> int:
-    """Greatest input length."""
-    return int(self.input_lengths.max())
-
-  @property
-  def target_limit(self) -> int:
-    """Greatest target length."""
-    return int(self.target_lengths.max())
 
   @functools.cached_property
   def fingerprint(self) -> str:
     """Hex digest of lines, answers and settings."""
-    arrays = [array.tobytes().hex() for column in (self.lines, self.answers)
-              for array in (column.tokens, column.lengths)]
-    return digest(*arrays, repr(sorted(self.shapes.items())), str(self.seed))
+    return digest(*self.contents(), repr(sorted(self.shapes.items())), str(self.seed))
 
   def assemble(self, rows: np.ndarray, epoch: int, lengths: tuple[int, int]) -> Batch:
     """Makes a batch; each epoch hides other spans.
@@ -89,15 +62,11 @@ class LineCorruption:
       lengths: (input, target) padded lengths.
     """
     filler = rows == FILLER
-    batch = {'task_ids': np.zeros(len(rows), np.int32),
-             'example_ids': np.where(filler, FILLER, self.example_ids[rows]).astype(np.int32)}
-    for name, length in zip(('inputs', 'targets'), lengths, strict=True):
-      batch[name] = np.full((len(rows), length), self.pad_id, np.int32)
-      batch[f'{name}_mask'] = np.zeros((len(rows), length), np.float32)
+    batch = self.empty_batch(rows, lengths)
     stated = ~filler & (self.answers.lengths[rows] > 0)
-    for name, column in (('inputs', self.lines), ('targets', self.answers)):
+    for name, column in (('inputs', self.texts), ('targets', self.answers)):
       self._set_rows(batch, name, np.flatnonzero(stated), self._ended(column, rows[stated]))
-    sizes = np.where(filler | stated, 0, self.lines.lengths[rows])
+    sizes = np.where(filler | stated, 0, self.texts.lengths[rows])
     for size in np.unique(sizes[sizes > 0]):
       places = np.flatnonzero(sizes == size)
       corrupted = self._corrupt(rows[places], int(size), epoch)
@@ -121,7 +90,7 @@ class LineCorruption:
   def _corrupt(self, rows: np.ndarray, size: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and targets of rows that have `size` ids."""
     shape = self.shapes[size]
-    texts, _ = self.lines.padded(rows, size, self.pad_id)
+    texts, _ = self.texts.padded(rows, size, self.pad_id)
     texts = np.pad(texts, ((0, 0), (0, 1)), constant_values=self.eos_id)
     key = ('spans', self.seed, epoch, self.example_ids[rows][:, None])
     kept = random_parts(keyed_bits('kept', *key, np.arange(size - shape.noise)), shape.spans + 1)
@@ -135,18 +104,7 @@ class LineCorruption:
     Raises:
       UserError: if a part would be empty.
     """
-    if not 0 < validation < len(self):
-      raise UserError(f'validation={validation} lines cannot be taken from {len(self)}; give a '
-                      f'number from 1 to {len(self) - 1}.')
-    cut = len(self) - validation
-    return self._part(slice(cut)), self._part(slice(cut, None))
-
-  def _part(self, part: slice) -> LineCorruption:
-    rows = range(len(self))[part]
-    lines, answers = (Ragged.from_lists([column.row(index) for index in rows])
-                      for column in (self.lines, self.answers))
-    return dataclasses.replace(self, lines=lines, answers=answers,
-                               example_ids=self.example_ids[part])
+    return self.parts(validation, 'lines')
 
 
 def make_line_corruption(
@@ -166,12 +124,7 @@ def make_line_corruption(
   Raises:
     UserError: if a number is out of range, no line is left, or sentinels are lacking.
   """
-  parts = [line.partition('\t')[::2] for line in lines]
-  encoded = [tokenizer.encode_batch([part[i] for part in parts], add_eos=False) for i in (0, 1)]
-  kept = [pair for pair in zip(*encoded, strict=True) if len(pair[0]) > 2]
-  rows, answers = ([pair[i] for pair in kept] for i in (0, 1))
-  if not rows:
-    raise UserError('no line of the text has three tokens; give a longer text.')
+  rows, answers = tabbed_ids(lines, tokenizer.encode_batch)
   shapes = {}
   for size in sorted({len(row) for row in rows}):
     shape = span_lengths(size, noise_density, mean_span)
@@ -181,4 +134,4 @@ def make_line_corruption(
   sentinels = np.array([tokenizer.sentinel_id(i) for i in range(most)], np.int32)
   return LineCorruption(
       Ragged.from_lists(rows), Ragged.from_lists(answers), np.arange(len(rows), dtype=np.int32),
-      shapes, sentinels, tokenizer.eos_id, tokenizer.pad_id, seed)
+      tokenizer.eos_id, tokenizer.pad_id, seed, shapes, sentinels)

@@ -9,6 +9,7 @@ import hashlib
 import numpy as np
 
 from pemt_jax.data.buckets import FILLER, Batch
+from pemt_jax.data.text_rows import cut_off
 from pemt_jax.data.tokenized import digest
 from pemt_jax.errors import UserError
 
@@ -78,12 +79,10 @@ class PackedText:
     Raises:
       UserError: if a part would be empty.
     """
-    if not 0 < held_out < len(self):
-      raise UserError(f'data.validation_chunks is {held_out}, which cannot be taken from the'
-                      f' {len(self)} chunks of the text; give a number from 1 to {len(self) - 1}.')
-    cut = len(self) - held_out
-    return tuple(dataclasses.replace(self, chunks=self.chunks[part])
-                 for part in (slice(cut), slice(cut, None)))
+    cuts = cut_off(len(self), held_out,
+                   f'data.validation_chunks is {held_out}, which cannot be taken from the'
+                   f' {len(self)} chunks of the text')
+    return tuple(dataclasses.replace(self, chunks=self.chunks[part]) for part in cuts)
 
 
 def pack(tokens: np.ndarray, length: int, pad_id: int) -> PackedText:

@@ -19,6 +19,7 @@ import numpy as np
 from pemt_jax.data.buckets import Batch, FILLER
 from pemt_jax.data.keyed_random import keyed_bits
 from pemt_jax.data.text import chunk_tokens
+from pemt_jax.data.text_rows import cut_off
 from pemt_jax.data.tokenized import digest
 from pemt_jax.data.tokenizer import Tokenizer
 from pemt_jax.errors import UserError
@@ -221,13 +222,10 @@ class SpanCorruption:
     Raises:
       UserError: if a part would be empty.
     """
-    if not 0 < validation < len(self):
-      raise UserError(f'validation={validation} chunks cannot be taken from {len(self)}; give a '
-                      f'number from 1 to {len(self) - 1}.')
-    cut = len(self) - validation
+    cuts = cut_off(len(self), validation,
+                   f'validation={validation} chunks cannot be taken from {len(self)}')
     return tuple(dataclasses.replace(self, chunks=self.chunks[part],
-                                     example_ids=self.example_ids[part])
-                 for part in (slice(cut), slice(cut, None)))
+                                     example_ids=self.example_ids[part]) for part in cuts)
 
 
 def make_span_corruption(

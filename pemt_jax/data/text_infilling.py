@@ -20,6 +20,7 @@ import numpy as np
 from pemt_jax.data.buckets import Batch, FILLER
 from pemt_jax.data.keyed_random import keyed_bits, keyed_permutation
 from pemt_jax.data.text import chunk_tokens
+from pemt_jax.data.text_rows import TextRows, tabbed_ids
 from pemt_jax.data.tokenized import Ragged, digest
 from pemt_jax.data.tokenizer import Tokenizer
 from pemt_jax.errors import UserError
@@ -108,35 +109,22 @@ def sentences(text: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextInfilling:
+class TextInfilling(TextRows):
   """Texts that are changed when a batch is made; goes into `Stream` and `eval_batches`.
 
+  Where no target is stated it is the text itself.
+
   Attributes:
-    texts: ids without special ones around them.
-    answers: ids of the stated targets; a row is empty where the target is the text itself.
-    example_ids: [row] int32 number of each text.
     noise: how texts are changed.
     front: ids in front of inputs and targets.
     ends: ids behind which a sentence ends.
     mask_id: stands for a hidden run.
-    eos_id: ends inputs and targets.
-    pad_id: fills padded positions.
-    seed: of the draws.
   """
 
-  texts: Ragged
-  answers: Ragged
-  example_ids: np.ndarray
   noise: Noise
   front: tuple[int, ...]
   ends: tuple[int, ...]
   mask_id: int
-  eos_id: int
-  pad_id: int
-  seed: int
-
-  def __len__(self) -> int:
-    return len(self.example_ids)
 
   @functools.cached_property
   def input_lengths(self) -> np.ndarray:
@@ -149,23 +137,11 @@ class TextInfilling:
     answers = self.answers.lengths
     return np.where(answers > 0, answers, self.texts.lengths) + len(self.front) + 1
 
-  @property
-  def input_limit(self) -> int:
-    """Greatest input length."""
-    return int(self.input_lengths.max())
-
-  @property
-  def target_limit(self) -> int:
-    """Greatest target length."""
-    return int(self.target_lengths.max())
-
   @functools.cached_property
   def fingerprint(self) -> str:
     """Hex digest of texts, answers and settings."""
-    arrays = [array.tobytes().hex() for column in (self.texts, self.answers)
-              for array in (column.tokens, column.lengths)]
     rest = (self.noise, self.front, self.ends, self.mask_id, self.seed)
-    return digest('infilling', *arrays, repr(rest))
+    return digest('infilling', *self.contents(), repr(rest))
 
   def assemble(self, rows: np.ndarray, epoch: int, lengths: tuple[int, int]) -> Batch:
     """Makes a batch; each epoch hides other spans.
@@ -175,13 +151,8 @@ class TextInfilling:
       epoch: counts from 0.
       lengths: (input, target) padded lengths.
     """
-    filler = rows == FILLER
-    batch = {'task_ids': np.zeros(len(rows), np.int32),
-             'example_ids': np.where(filler, FILLER, self.example_ids[rows]).astype(np.int32)}
-    for name, length in zip(('inputs', 'targets'), lengths, strict=True):
-      batch[name] = np.full((len(rows), length), self.pad_id, np.int32)
-      batch[f'{name}_mask'] = np.zeros((len(rows), length), np.float32)
-    for place in np.flatnonzero(~filler):
+    batch = self.empty_batch(rows, lengths)
+    for place in np.flatnonzero(rows != FILLER):
       for name, ids in zip(('inputs', 'targets'), self._pair(rows[place], epoch), strict=True):
         ids = np.concatenate([self.front, ids, [self.eos_id]])
         batch[name][place, :len(ids)] = ids
@@ -210,18 +181,7 @@ class TextInfilling:
     Raises:
       UserError: if a part would be empty.
     """
-    if not 0 < validation < len(self):
-      raise UserError(f'validation={validation} texts cannot be taken from {len(self)}; give a '
-                      f'number from 1 to {len(self) - 1}.')
-    cut = len(self) - validation
-    return self._part(slice(cut)), self._part(slice(cut, None))
-
-  def _part(self, part: slice) -> TextInfilling:
-    rows = range(len(self))[part]
-    texts, answers = (Ragged.from_lists([column.row(index) for index in rows])
-                      for column in (self.texts, self.answers))
-    return dataclasses.replace(self, texts=texts, answers=answers,
-                               example_ids=self.example_ids[part])
+    return self.parts(validation, 'texts')
 
 
 def infilling_of_chunks(tokens: np.ndarray, tokenizer: Tokenizer, input_length: int,
@@ -260,18 +220,13 @@ def infilling_of_lines(lines: Sequence[str], tokenizer: Tokenizer, noise: Noise,
   Raises:
     UserError: no line is left, or the vocabulary has no mask.
   """
-  parts = [line.partition('\t')[::2] for line in lines]
-  encode = tokenizer.plain().encode_batch
-  encoded = [encode([part[i] for part in parts], add_eos=False) for i in (0, 1)]
-  kept = [pair for pair in zip(*encoded, strict=True) if len(pair[0]) > 2]
-  if not kept:
-    raise UserError('no line of the text has three tokens; give a longer text.')
-  return _infilling([pair[0] for pair in kept], [pair[1] for pair in kept], tokenizer, noise, seed)
+  texts, answers = tabbed_ids(lines, tokenizer.plain().encode_batch)
+  return _infilling(texts, answers, tokenizer, noise, seed)
 
 
 def _infilling(texts, answers, tokenizer, noise, seed):
   answers = answers or [[] for _ in texts]
   return TextInfilling(
       Ragged.from_lists(texts), Ragged.from_lists(answers), np.arange(len(texts), dtype=np.int32),
-      noise, tokenizer.front_ids, (tokenizer.eos_id, *tokenizer.known_ids(ENDS)),
-      tokenizer.mask_id, tokenizer.eos_id, tokenizer.pad_id, seed)
+      tokenizer.eos_id, tokenizer.pad_id, seed, noise, tokenizer.front_ids,
+      (tokenizer.eos_id, *tokenizer.known_ids(ENDS)), tokenizer.mask_id)

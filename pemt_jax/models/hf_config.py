@@ -193,7 +193,7 @@ def value_of(choices: Mapping[str, Choice], meaning: Choice) -> str:
 
 
 def stated_fields(values: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
-  """Fields of a config; `keys` maps them to keys of a `config.json`; absent or null ones are left."""
+  """Fields of a config, of which `keys` names the key; absent and null ones are left out."""
   return {field: values[key] for field, key in keys.items() if values.get(key) is not None}
 
 

@@ -66,13 +66,13 @@ def test_inputs_and_targets_together_are_the_line(source, tokenizer):
       inputs, targets = batch['inputs'][place, :length[0]], batch['targets'][place, :length[1]]
       assert inputs[-1] == targets[-1] == tokenizer.eos_id
       merged = _merged(inputs[:-1], targets[:-1], set(source.sentinels.tolist()))
-      assert merged == source.lines.row(row).tolist()
+      assert merged == source.texts.row(row).tolist()
       assert length == [source.input_lengths[row], source.target_lengths[row]]
 
 
 def test_first_token_is_kept_any_other_may_be_hidden(source):
   shape = (source.input_limit, source.target_limit)
-  line, hidden = source.lines.row(0), set()
+  line, hidden = source.texts.row(0), set()
   for epoch in range(40):
     inputs = source.assemble(np.array([0]), epoch, shape)['inputs'][0].tolist()
     assert inputs[0] == line[0]
@@ -113,7 +113,7 @@ def test_what_follows_a_tab_is_the_target(mixed, tokenizer):
         assert [inputs, targets] == tokenizer.encode_batch(list(STATED_ROWS[row]), add_eos=True)
       else:
         merged = _merged(inputs[:-1], targets[:-1], sentinels)
-        assert sentinels & set(targets) and merged == mixed.lines.row(row).tolist()
+        assert sentinels & set(targets) and merged == mixed.texts.row(row).tolist()
 
 
 def test_lines_with_and_without_a_tab_do_not_change_each_other(mixed):
