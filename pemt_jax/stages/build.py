@@ -21,7 +21,7 @@ from pemt_jax.methods.language_modelling import NAME, is_language, make_language
 from pemt_jax.models.layers import fold_name
 from pemt_jax.models.roberta import Roberta
 from pemt_jax.models.segments import cut, join
-from pemt_jax.stages import classification, prompt_sources, prompts, task_moe
+from pemt_jax.stages import classification, prompt_sources, prompts, route_records, task_moe
 from pemt_jax.stages.backbone import (
     Backbone, as_frozen, load_backbone, require_decoder_alone, require_text_to_text)
 from pemt_jax.stages.config import generation_config, options_of
@@ -171,7 +171,8 @@ class Stage:
         stack=stack_batches, rules=self.method.tuned,
         transform_gradients=self.method.transform_gradients,
         transform_clipped=self.method.transform_clipped,
-        next_constants=self.method.next_constants)
+        next_constants=self.method.next_constants,
+        watch=route_records.watcher(self.method, self.specs))
 
 
 def splits_in_use(train: mlc.ConfigDict) -> tuple[str, ...]:

@@ -210,6 +210,8 @@ class Run:
     results = [{}] * len(due)
     if evaluated:
       results = self.experiment.evaluate(tuned, self.frozen, constants, tuple(due), split)
+    if self.experiment.watch is not None and jax.process_index() == 0:
+      self.experiment.watch(tuned, self.frozen, constants, tuple(due), self.step, self.workdir)
     for index, (replica, result) in enumerate(zip(due, results)):
       progress, result = self.progress[replica.name], records.plain_metrics(result)
       if evaluated:
