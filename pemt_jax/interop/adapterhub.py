@@ -281,10 +281,8 @@ def _weights_at(name: str, path: str, index: tuple[int, ...], form: BottleneckFo
   norms = [('adapter_down.0', 'pre_norm')] if form.pre_norm else []
   norms += [('adapter_norm_after', 'post_norm')] if form.post_norm else []
   for theirs, ours in norms:
-    for part, leaf in (('weight', 'scale'), ('bias', 'bias')):
-      yield names.Weight(f'{name}.{theirs}.{part}', f'{path}/{ours}/{leaf}', index, (embed,))
+    yield from names.norm(f'{name}.{theirs}', f'{path}/{ours}', embed, index)
   first = f'adapter_down.{int(form.pre_norm)}'
   for theirs, ours, shape in ((first, 'down', (form.size, embed)),
                               ('adapter_up', 'up', (embed, form.size))):
-    yield names.Weight(f'{name}.{theirs}.weight', f'{path}/{ours}/kernel', index, shape, True)
-    yield names.Weight(f'{name}.{theirs}.bias', f'{path}/{ours}/bias', index, shape[:1])
+    yield from names.projection(f'{name}.{theirs}', f'{path}/{ours}', shape, index)

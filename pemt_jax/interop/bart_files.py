@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,18 +26,6 @@ _QKVO = (('q_proj', 'q'), ('k_proj', 'k'), ('v_proj', 'v'), ('out_proj', 'o'))
 _MLP = (('fc1', 'mlp/wi', ('mlp', 'embed')), ('fc2', 'mlp/wo', ('embed', 'mlp')))
 
 
-def _projection(name: str, path: str, shape: tuple[int, int],
-                index: tuple[int, ...]) -> Iterator[names.Weight]:
-  yield names.Weight(f'{name}.weight', f'{path}/kernel', index, shape, True)
-  yield names.Weight(f'{name}.bias', f'{path}/bias', index, shape[:1])
-
-
-def _norm(name: str, path: str, size: int,
-          index: tuple[int, ...] = ()) -> Iterator[names.Weight]:
-  yield names.Weight(f'{name}.weight', f'{path}/scale', index, (size,))
-  yield names.Weight(f'{name}.bias', f'{path}/bias', index, (size,))
-
-
 def layer_weights(config: BartConfig, stack: str, inside: str, path: str,
                   index: tuple[int, ...]) -> tuple[names.Weight, ...]:
   """The tensors of one layer.
@@ -50,15 +37,16 @@ def layer_weights(config: BartConfig, stack: str, inside: str, path: str,
     path: where the leaves lie, such as 'encoder/layers'.
     index: position on the leading axes of the leaves.
   """
-  square, weights = (config.embed, config.embed), []
+  embed, weights = config.embed, []
   for module, site in _ATTENTION[:2 if stack == 'decoder' else 1]:
     for name, letter in _QKVO:
-      weights += _projection(f'{inside}{module}.{name}', f'{path}/{site}/{letter}', square, index)
-    weights += _norm(f'{inside}{module}_layer_norm', f'{path}/{site}_norm', config.embed, index)
+      weights += names.projection(f'{inside}{module}.{name}', f'{path}/{site}/{letter}',
+                                  (embed, embed), index)
+    weights += names.norm(f'{inside}{module}_layer_norm', f'{path}/{site}_norm', embed, index)
   for name, place, shape in _MLP:
     sizes = tuple(getattr(config, field) for field in shape)
-    weights += _projection(inside + name, f'{path}/{place}', sizes, index)
-  return (*weights, *_norm(f'{inside}final_layer_norm', f'{path}/mlp_norm', config.embed, index))
+    weights += names.projection(inside + name, f'{path}/{place}', sizes, index)
+  return (*weights, *names.norm(f'{inside}final_layer_norm', f'{path}/mlp_norm', embed, index))
 
 
 def outer_weights(config: BartConfig, prefix: str = PREFIX) -> tuple[names.Weight, ...]:
@@ -69,7 +57,8 @@ def outer_weights(config: BartConfig, prefix: str = PREFIX) -> tuple[names.Weigh
     weights.append(names.Weight(f'{prefix}{stack}.embed_positions.weight',
                                 f'{stack}/positions/embedding', (),
                                 (config.position_rows, config.embed)))
-    weights += _norm(f'{prefix}{stack}.layernorm_embedding', f'{stack}/embed_norm', config.embed)
+    weights += names.norm(f'{prefix}{stack}.layernorm_embedding', f'{stack}/embed_norm',
+                          config.embed)
   return tuple(weights)
 
 
@@ -101,21 +90,8 @@ def bart_table(config: BartConfig, prefix: str = PREFIX, bias: bool = True) -> n
 
 
 def load_bart(path_or_id: str | pathlib.Path, *, dtype: Any = None) -> tuple[BartConfig, Tree]:
-  """Loads a BART from a folder or from the hub.
-
-  Args:
-    path_or_id: folder with config.json and weights, a published name ('bart-base') or a hub id.
-    dtype: type of the parameters; default is the file's.
-
-  Returns:
-    The config and the parameter tree (NumPy arrays on the host).
-
-  Raises:
-    UserError: nothing there, another family, or names and shapes that differ from the config's.
-  """
-  folder = files.resolve_model(path_or_id)
-  config = bart_config.read_hf_config(folder / 'config.json')
-  state = files.read_tensors(folder)
+  """Loads a BART from a folder or from the hub, as `huggingface.load_t5` loads a T5."""
+  _, config, state = huggingface.read_model(path_or_id, bart_config.read_hf_config)
   return config, from_state(state, config, dtype=dtype)
 
 
@@ -141,18 +117,7 @@ def from_state(state: Any, config: BartConfig, *, dtype: Any = None) -> Tree:
 
 def save_bart(folder: str | pathlib.Path, config: BartConfig, params: Tree, *,
               shards: int = 1, torch_format: bool = False) -> None:
-  """Writes config.json, generation_config.json and weights that transformers loads.
-
-  Args:
-    folder: made if absent; files of the same names are replaced.
-    config: the model's config.
-    params: the backbone's parameter tree and nothing else.
-    shards: number of weight files; more than one adds the index file.
-    torch_format: write pytorch_model.bin (needs torch) instead of model.safetensors.
-
-  Raises:
-    UserError: a tree that does not belong to the config; torch missing.
-  """
+  """Writes config.json, generation_config.json and weights; see `huggingface.save_t5`."""
   huggingface.write_model(folder, bart_table(config), params, bart_config.to_hf(config), shards,
                           torch_format)
   files.write_text(pathlib.Path(folder) / 'generation_config.json',

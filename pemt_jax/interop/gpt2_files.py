@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pemt_jax.interop import files, huggingface, names
+from pemt_jax.interop import huggingface, names
 from pemt_jax.models import gpt2_config
 from pemt_jax.models.gpt2_config import GPT2Config
 from pemt_jax.trees import Tree, flatten, unflatten
@@ -77,38 +77,14 @@ def split(params: Tree) -> Tree:
 
 def load_gpt2(path_or_id: str | pathlib.Path, *,
               dtype: Any = None) -> tuple[GPT2Config, Tree]:
-  """Loads a GPT-2 from a folder or from the hub.
-
-  Args:
-    path_or_id: folder with config.json and weights, a published name ('gpt2-medium') or a hub id.
-    dtype: type of the parameters; default is the file's.
-
-  Returns:
-    The config and the parameter tree (NumPy arrays on the host).
-
-  Raises:
-    UserError: nothing there, another family, or names and shapes that differ from the config's.
-  """
-  folder = files.resolve_model(path_or_id)
-  config = gpt2_config.read_hf_config(folder / 'config.json')
-  state = files.read_tensors(folder)
+  """Loads a GPT-2 from a folder or from the hub, as `huggingface.load_t5` loads a T5."""
+  _, config, state = huggingface.read_model(path_or_id, gpt2_config.read_hf_config)
   prefix = _PREFIX if any(name.startswith(_PREFIX) for name in state) else ''
   return config, split(names.load(state, gpt2_table(config, prefix), dtype=dtype))
 
 
 def save_gpt2(folder: str | pathlib.Path, config: GPT2Config, params: Tree, *,
               shards: int = 1, torch_format: bool = False) -> None:
-  """Writes config.json and weights that Hugging Face transformers loads.
-
-  Args:
-    folder: made if absent; files of the same names are replaced.
-    config: the model's config.
-    params: the backbone's parameter tree and nothing else.
-    shards: number of weight files; more than one adds the index file.
-    torch_format: write pytorch_model.bin (needs torch) instead of model.safetensors.
-
-  Raises:
-    UserError: a tree that does not belong to the config; torch missing.
-  """
+  """Writes config.json and weights that transformers loads; see `huggingface.save_t5`."""
   huggingface.write_model(folder, gpt2_table(config), fused(params), gpt2_config.to_hf(config),
                           shards, torch_format)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import json
 import pathlib
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -41,6 +41,7 @@ _EMBEDDING_ALIASES = ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weigh
 # A table that the first published T5 files carry and that no T5 uses.
 _UNUSED = ('decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight',)
 
+Config = TypeVar('Config')
 Row = tuple[str, str, tuple[str, ...], bool]
 
 
@@ -101,15 +102,27 @@ def load_t5(
   Raises:
     UserError: nothing there, no supported T5, or names and shapes that differ from the config's.
   """
-  folder = files.resolve_model(path_or_id)
-  config_file = folder / 'config.json'
-  config = t5_config.read_hf_config(config_file)
-  state = files.read_tensors(folder)
-  if _head_repeats_embedding(config, config_file) and _HEAD[0] not in state:
+  folder, config, state = read_model(path_or_id, t5_config.read_hf_config)
+  if _head_repeats_embedding(config, folder / 'config.json') and _HEAD[0] not in state:
     params = names.load(state, t5_table(dataclasses.replace(config, tied_head=True)), dtype=dtype)
     params['lm_head'] = {'kernel': np.ascontiguousarray(params['shared']['embedding'].T)}
     return config, params
   return config, names.load(state, t5_table(config), dtype=dtype)
+
+
+def read_model(path_or_id: str | pathlib.Path, read_config: Callable[[pathlib.Path], Config]
+               ) -> tuple[pathlib.Path, Config, files.TensorFiles]:
+  """(folder, config, tensors) of a model in a folder or on the hub.
+
+  Args:
+    path_or_id: folder with config.json and weights, a published name, or a hub id.
+    read_config: reads config.json.
+
+  Raises:
+    UserError: nothing there, or whatever `read_config` raises.
+  """
+  folder = files.resolve_model(path_or_id)
+  return folder, read_config(folder / 'config.json'), files.read_tensors(folder)
 
 
 def _head_repeats_embedding(config: T5Config, config_file: pathlib.Path) -> bool:

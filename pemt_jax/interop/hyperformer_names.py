@@ -124,9 +124,8 @@ def adapter_weights(adapter: Adapter, tasks: Sequence[str], embed: int, name: st
   for number, task in enumerate(tasks):
     own = (*index, number) if len(tasks) > 1 else index
     for half, shape in (('down', (size, embed)), ('up', (embed, size))):
-      start = f'{name}.adapters.{task}.{half}_sampler'
-      yield names.Weight(f'{start}.weight', f'{path}/{half}/kernel', own, shape, True)
-      yield names.Weight(f'{start}.bias', f'{path}/{half}/bias', own, shape[:1])
+      yield from names.projection(f'{name}.adapters.{task}.{half}_sampler', f'{path}/{half}', shape,
+                                  own)
   yield from norm_weights(adapter, embed, name, path, index)
 
 
@@ -143,9 +142,8 @@ def norm_weights(adapter: Adapter, embed: int, name: str, path: str,
 def network_weights(name: str, path: str, sizes: tuple[int, int, int]) -> Iterator[names.Weight]:
   """Tensors of a network that joins embeddings; `sizes` of input, hidden units and output."""
   for number, part, into, out in ((0, 'in', *sizes[:2]), (2, 'out', *sizes[1:])):
-    start = f'{name}.task_embeding_generator.{number}'
-    yield names.Weight(f'{start}.weight', f'{path}_{part}/kernel', (), (out, into), True)
-    yield names.Weight(f'{start}.bias', f'{path}_{part}/bias', (), (out,))
+    yield from names.projection(f'{name}.task_embeding_generator.{number}', f'{path}_{part}',
+                                (out, into))
 
 
 def task_weights(delta: Generated, tasks: Sequence[str], name: str,

@@ -97,8 +97,7 @@ def weights_of(layout: RoutedLayout, start: str, path: str,
 
 def _switch(layout, start, path, index) -> Iterator[names.Weight]:
   shape = layout.count, layout.embed
-  yield names.Weight(f'{start}switch.weight', f'{path}router/kernel', index, shape, True)
-  yield names.Weight(f'{start}switch.bias', f'{path}router/bias', index, shape[:1])
+  yield from names.projection(f'{start}switch', f'{path}router', shape, index)
   for expert, kernel in itertools.product(range(layout.count), _KERNELS):
     own, name = (*index, expert), f'{start}experts.{expert}.{kernel}'
     if layout.factors is None:

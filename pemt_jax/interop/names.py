@@ -53,6 +53,19 @@ class Weight:
     return shape if self.rows is None else (self.rows, *shape[1:])
 
 
+def projection(name: str, path: str, shape: tuple[int, int],
+               index: tuple[int, ...] = ()) -> tuple[Weight, Weight]:
+  """`weight` of shape [out, in] and `bias` of a projection; arguments as those of `Weight`."""
+  return (Weight(f'{name}.weight', f'{path}/kernel', index, shape, True),
+          Weight(f'{name}.bias', f'{path}/bias', index, shape[:1]))
+
+
+def norm(name: str, path: str, size: int, index: tuple[int, ...] = ()) -> tuple[Weight, Weight]:
+  """`weight` and `bias` of a norm over `size` features."""
+  return (Weight(f'{name}.weight', f'{path}/scale', index, (size,)),
+          Weight(f'{name}.bias', f'{path}/bias', index, (size,)))
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
   """Everything a foreign file may hold.

@@ -95,10 +95,9 @@ def _widths(kind: str, config: Any) -> dict[str, int]:
 
 
 def _linear(name: str, path: str, index: tuple[int, ...],
-            sizes: tuple[int, int]) -> Iterator[names.Weight]:
+            sizes: tuple[int, int]) -> tuple[names.Weight, names.Weight]:
   """A matrix and its bias; `sizes` are in, out."""
-  yield names.Weight(f'{name}.weight', f'{path}/kernel', index, sizes[::-1], True)
-  yield names.Weight(f'{name}.bias', f'{path}/bias', index, sizes[1:])
+  return names.projection(name, path, sizes[::-1], index)
 
 
 def adamix(layout: Any) -> Iterator[names.Weight]:

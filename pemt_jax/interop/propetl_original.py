@@ -170,8 +170,7 @@ def _prototype(layout: ProPETLLayout, own: Controller) -> Iterator[names.Weight]
                  'layer': (f'{own.stack}/layers/{own.site}/{own.rule}', (own.layer,))}[layout.place]
   for half, shape in shapes.items():
     name = f'{own.name}.adapters.common_adapter.{half}_sampler'
-    yield names.Weight(f'{name}.weight', f'{path}/{half}/kernel', index, shape, True)
-    yield names.Weight(f'{name}.bias', f'{path}/{half}/bias', index, shape[:1])
+    yield from names.projection(name, f'{path}/{half}', shape, index)
 
 
 def _scores(layout: ProPETLLayout, own: Controller) -> Iterator[names.Weight]:

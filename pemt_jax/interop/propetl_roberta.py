@@ -124,8 +124,7 @@ def _adapters(layout: RobertaLayout, layer: int) -> Iterator[names.Weight]:
     for half, module_name, shape in (('down', 'adapter_down.0', (size, embed)),
                                      ('up', 'adapter_up', (embed, size))):
       name = f'{inside}.adapters.{layout.task}.{module_name}'
-      yield names.Weight(f'{name}.weight', f'{path}/{half}/kernel', index, shape, True)
-      yield names.Weight(f'{name}.bias', f'{path}/{half}/bias', index, shape[:1])
+      yield from names.projection(name, f'{path}/{half}', shape, index)
       if layout.shared:
         yield names.Weight(f'{inside}.adapters_mask.{layout.task}.{half}_mask',
                            f'encoder/{NAME}/layer_{site}/{half}_kernel', (layer,), shape[::-1])

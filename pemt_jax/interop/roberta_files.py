@@ -33,43 +33,31 @@ _HEADS = {'roberta': ('classifier.dense', 'classifier.out_proj'), 'bert': (_POOL
 _UNUSED = re.compile(r'(lm_head|cls)\..*|embeddings\.position_ids')
 
 
-def _projection(name: str, path: str, shape: tuple[int, int],
-                index: tuple[int, ...] = ()) -> Iterator[names.Weight]:
-  yield names.Weight(f'{name}.weight', f'{path}/kernel', index, shape, True)
-  yield names.Weight(f'{name}.bias', f'{path}/bias', index, shape[:1])
-
-
-def _norm(name: str, path: str, size: int,
-          index: tuple[int, ...] = ()) -> Iterator[names.Weight]:
-  yield names.Weight(f'{name}.weight', f'{path}/scale', index, (size,))
-  yield names.Weight(f'{name}.bias', f'{path}/bias', index, (size,))
-
-
 def encoder_weights(config: RobertaConfig, prefix: str = '') -> tuple[names.Weight, ...]:
   """Every tensor of the encoder; names begin with `prefix`, such as 'roberta.'."""
   sizes = lambda fields: tuple(getattr(config, field) for field in fields)
   weights = [names.Weight(f'{prefix}{name}.weight', f'{path}/embedding', (),
                           sizes((rows, 'embed'))) for name, path, rows in _TABLES]
-  weights += _norm(f'{prefix}embeddings.LayerNorm', 'encoder/embed_norm', config.embed)
+  weights += names.norm(f'{prefix}embeddings.LayerNorm', 'encoder/embed_norm', config.embed)
   for layer in range(config.encoder_layers):
     inside = f'{prefix}encoder.layer.{layer}.'
     for name, path, shape in _PROJECTIONS:
-      weights += _projection(inside + name, f'encoder/layers/{path}', sizes(shape), (layer,))
+      weights += names.projection(inside + name, f'encoder/layers/{path}', sizes(shape), (layer,))
     for name, path in _NORMS:
-      weights += _norm(inside + name, f'encoder/layers/{path}', config.embed, (layer,))
+      weights += names.norm(inside + name, f'encoder/layers/{path}', config.embed, (layer,))
   return tuple(weights)
 
 
 def head_weights(config: RobertaConfig, labels: int,
                  modules: tuple[str, str]) -> tuple[names.Weight, ...]:
   """The tensors of a head; `modules` are the names of its inner and its outer projection."""
-  return (*_projection(modules[0], 'head/dense', (config.embed, config.embed)),
-          *_projection(modules[1], 'head/out', (labels, config.embed)))
+  return (*names.projection(modules[0], 'head/dense', (config.embed, config.embed)),
+          *names.projection(modules[1], 'head/out', (labels, config.embed)))
 
 
 def pooler_weights(config: RobertaConfig, prefix: str = '') -> tuple[names.Weight, ...]:
   """The tensors of a pooler, which no head here reads; its place is `pooler/dense`."""
-  return tuple(_projection(prefix + _POOLER, 'pooler/dense', (config.embed, config.embed)))
+  return names.projection(prefix + _POOLER, 'pooler/dense', (config.embed, config.embed))
 
 
 def roberta_table(config: RobertaConfig, labels: int = 0, pooler: bool = False) -> names.Table:
@@ -113,22 +101,13 @@ class _Canonical(Mapping):
 
 def load_roberta(path_or_id: str | pathlib.Path, *,
                  dtype: Any = None) -> tuple[RobertaConfig, Tree]:
-  """Loads a RoBERTa or BERT from a folder or from the hub.
+  """Loads a RoBERTa or BERT from a folder or from the hub, as `huggingface.load_t5` loads a T5.
 
-  Args:
-    path_or_id: folder with config.json and weights, a published name ('roberta-base') or a hub id.
-    dtype: type of the parameters; default is the file's.
-
-  Returns:
-    The config, and the parameter tree (NumPy arrays on the host): the encoder, `head` where the
-    checkpoint has one for whole texts, `pooler` where it has one. Heads of pretraining are left.
-
-  Raises:
-    UserError: nothing there, another family, or names and shapes that differ from the config's.
+  The tree has the encoder, `head` where the checkpoint has one for whole texts, `pooler` where it
+  has one. Heads of pretraining are left.
   """
-  folder = files.resolve_model(path_or_id)
-  config = roberta_config.read_hf_config(folder / 'config.json')
-  state = _Canonical(files.read_tensors(folder), config.kind)
+  _, config, found = huggingface.read_model(path_or_id, roberta_config.read_hf_config)
+  state = _Canonical(found, config.kind)
   inner, outer = _HEADS[config.kind]
   labels = state[f'{outer}.weight'].shape[0] if f'{outer}.weight' in state else 0
   inside = labels and inner == _POOLER
@@ -138,17 +117,9 @@ def load_roberta(path_or_id: str | pathlib.Path, *,
 
 def save_roberta(folder: str | pathlib.Path, config: RobertaConfig, params: Tree, *,
                  shards: int = 1, torch_format: bool = False) -> None:
-  """Writes config.json and weights that Hugging Face transformers loads.
+  """Writes config.json and weights that transformers loads; see `huggingface.save_t5`.
 
-  Args:
-    folder: made if absent; files of the same names are replaced.
-    config: the model's config.
-    params: encoder, and `head` and `pooler` where there are such, and nothing else.
-    shards: number of weight files; more than one adds the index file.
-    torch_format: write pytorch_model.bin (needs torch) instead of model.safetensors.
-
-  Raises:
-    UserError: a tree that does not belong to the config; torch missing.
+  `params` is the encoder, and `head` and `pooler` where there are such, and nothing else.
   """
   labels = params['head']['out']['kernel'].shape[-1] if 'head' in params else 0
   prefix = f'{config.kind}.'

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pemt_jax.experts.routers import RouterSpec, router_weights
 from pemt_jax.interop import bart_files
 from pemt_jax.interop.bart_files import PREFIX, bart_table
-from pemt_jax.interop.names import Table, Weight
+from pemt_jax.interop.names import Table, Weight, projection
 from pemt_jax.models.bart_config import BartConfig
 
 # Leaves of a router -> the original's tensors; kernels there are [out, in].
@@ -88,8 +88,7 @@ def adapter_table(config: BartConfig, size: int, name: str = 'adapter') -> Table
     for layer, (number, kind) in itertools.product(range(depth), enumerate(kinds[stack])):
       start = f'{PREFIX}{stack}.layers.{layer}.adapter_{part}{number}'
       path = f'{stack}/layers/{kind}_residual/{name}/{part}'
-      weights += [Weight(f'{start}.weight', f'{path}/kernel', (layer,), shapes[part], True),
-                  Weight(f'{start}.bias', f'{path}/bias', (layer,), shapes[part][:1])]
+      weights += projection(start, path, shapes[part], (layer,))
   backbone = bart_table(config)
   return dataclasses.replace(backbone, weights=(*backbone.weights, *weights))
 
