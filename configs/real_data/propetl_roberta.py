@@ -21,7 +21,7 @@ SIZES = {'adapter': {'reduction': 4}, 'lora': {'rank': 8, 'alpha': 12.0},
 
 def get_config(argument: str | None = None) -> mlc.ConfigDict:
   """Arguments `form`: adapter, lora or prefix; `shared`: 1 or 0; `steps`."""
-  values = parse_argument(argument, form='adapter', shared=1, steps=400)
+  values = parse_argument(argument, form='adapter', shared=1, steps=200)
   form, steps = values['form'], values['steps']
   config = roberta_glue.get_config(f'form={form},shared={values["shared"]}')
   config.tasks, config.seeds = TASKS, (42,)

@@ -198,5 +198,5 @@ def test_a_bank_of_masks_has_no_place_in_files_of_pemt(tmp_path):
       ('target', 'pemt/stage2', {'sources': [{'task': 'a,b', 'folder': '../masks'}]})):
     library.save_expert(tmp_path / name, {'a': np.zeros(1, np.float32)}, {}, library.ExpertCard(
         name, method, [], 'tiny', 'hash', 'charm', extra=extra))
-  with pytest.raises(UserError, match="source 'a,b' is a prototype under masks, for which files of"):
+  with pytest.raises(UserError, match="source 'a,b' is a prototype under masks, for which files"):
     expert_format.read(tmp_path / 'target')
