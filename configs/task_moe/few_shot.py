@@ -5,6 +5,8 @@ python launch/train.py --config=configs/task_moe/few_shot.py --workdir=DIR --con
 ROOT holds a folder for each task. `--config.model=FOLDER` starts from a backbone that another run
 has left, such as the one of configs/task_moe/multi_task.py. Arguments: `model`, `partition`, `part`
 and `stage` (any tuning of `pemt_jax/methods/zoo.py` in place of the published `full`).
+`--config.routed.expert=EXPERT --config.routed.vectors=VECTORS` start from routed layers, with the
+route that `config.routed` describes.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from pemt_jax.data.gym import GYM_PREFIX
 from pemt_jax.evaluation.postprocess import AVERAGE
 from pemt_jax.experts import library, tree_files
 from pemt_jax.reports import few_shot as tables
+from pemt_jax.stages import task_moe_start
 from pemt_jax.stages.backbone import Backbone, load_backbone
 from pemt_jax.stages.few_shot_config import check_few_shot, set_shared, titles_of
 from pemt_jax.stages.rows import ReplicaSpec, replica_specs
@@ -72,11 +73,16 @@ def run_few_shot(config: mlc.ConfigDict, workdir: str | pathlib.Path,
   check_few_shot(config)
   titles = titles_of(config)
   backbone = load_backbone(config.tuned, config.samples[0])
+  if config.routed.expert:
+    options = task_moe_start.StartOptions(**config.routed)
+    prepare = task_moe_start.starter(options, backbone, _is_done)
   results = {}
   for number, title in enumerate(titles, start=1):
     print(f'{title} ({number} of {len(titles)})', flush=True)
     results[title] = _tune(config, title, workdir / title, backbone, prepare)
     tables.summary_of(results).to_csv(workdir / 'summary.csv')
+    if config.keep == 'nothing':
+      shutil.rmtree(workdir / title / task_moe_start.START, ignore_errors=True)
   result = FewShotResult(config, results, time.monotonic() - began)
   tree_files.write_json(workdir / records.RESULT, {
       'records': _records(results), 'seconds': result.seconds})
@@ -95,7 +101,7 @@ def _tune(config: mlc.ConfigDict, title: str, folder: pathlib.Path, backbone: Ba
     own = stage_config(config, title, seeds, folder)
     if prepare is not None:
       own = prepare(own, title, folder)
-    rows += _program(config, own, title, folder / '_'.join(map(str, seeds)), backbone)
+    rows += _program(config, own, title, _place(folder, own), backbone)
     table = tables.result_table(rows)
     table.to_csv(folder / tables.RESULT, index=False)
   return table
@@ -119,6 +125,15 @@ def stage_config(config: mlc.ConfigDict, title: str, seeds: Sequence[int],
     own.data.batch_size = config.batch_sizes[0]
     own.data.cache_dir = own.data.cache_dir or str(folder / 'cache')
   return own
+
+
+def _place(folder: pathlib.Path, config: mlc.ConfigDict) -> pathlib.Path:
+  """Folder of the run of one program."""
+  return folder / '_'.join(map(str, config.seeds))
+
+
+def _is_done(folder: pathlib.Path, config: mlc.ConfigDict) -> bool:
+  return (_place(folder, config) / _CELLS).is_file()
 
 
 def _program(config: mlc.ConfigDict, own: mlc.ConfigDict, title: str, place: pathlib.Path,

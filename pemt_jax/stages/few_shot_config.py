@@ -39,6 +39,15 @@ def few_shot_config(tuned: mlc.ConfigDict) -> mlc.ConfigDict:
   config.batch_sizes = (2, 4, 8)
   config.replicas = 45            # most replicas of one program
   config.keep = 'nothing'         # 'nothing' | 'experts' beside tables and predictions
+  config.routed = routed = mlc.ConfigDict()  # start from routed layers: `task_moe_start`
+  routed.expert = ''              # folder of their expert; '' starts as `tuned` says
+  routed.vectors = ''             # folder with vectors of the tasks
+  routed.routes = 'router'        # 'router' | 'average' | 'random'
+  routed.random_experts = 1       # experts of a layer that random routes use
+  routed.seed = 42                # of random routes
+  routed.train_routes = False     # train the logits of the route
+  routed.factor = 100.0           # of their rate
+  routed.squeeze = False          # the plain backbone of the strongest experts
   return config
 
 

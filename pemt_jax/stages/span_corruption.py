@@ -154,10 +154,21 @@ def save_backbone(tuned: Tree, backbone: Backbone, config: mlc.ConfigDict,
   params = merge(backbone.params, jax.tree.map(lambda leaf: np.asarray(leaf[0]), tuned))
   backbones.save(folder, backbone.config, params)
   named = pathlib.Path(place(config.model.tokenizer or config.model.name))
-  tokenizer = folder.parent / TOKENIZER if config.data.source == 'playground' else named
-  if not any((tokenizer / name).is_file() for name in _VOCABULARIES):  # It came from the hub.
-    backbone.tokenizer.save(folder)
+  made = folder.parent / TOKENIZER
+  save_tokenizer(backbone.tokenizer, made if config.data.source == 'playground' else named, folder)
+
+
+def save_tokenizer(tokenizer: Tokenizer, named: pathlib.Path, folder: pathlib.Path) -> None:
+  """Writes a tokenizer beside a backbone.
+
+  Args:
+    tokenizer: as loaded.
+    named: folder that it came from, whose files are copied; another name if it came from the hub.
+    folder: of the backbone.
+  """
+  if not any((named / name).is_file() for name in _VOCABULARIES):
+    tokenizer.save(folder)
     return
   for name in (*_VOCABULARIES, 'tokenizer_config.json'):
-    if (tokenizer / name).is_file():
-      (folder / name).write_bytes((tokenizer / name).read_bytes())
+    if (named / name).is_file():
+      (folder / name).write_bytes((named / name).read_bytes())
