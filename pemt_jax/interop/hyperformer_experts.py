@@ -6,24 +6,19 @@ A folder has the weights of the whole model and `config.json`, as transformers w
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 import re
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from pemt_jax.data.tasks import get_task
 from pemt_jax.data.tasks_hyperformer import HYPERFORMER_PREFIX
 from pemt_jax.errors import UserError
 from pemt_jax.experts import library, tree_files
-from pemt_jax.interop import files, huggingface, hyperformer_names
+from pemt_jax.interop import cards, files, huggingface, hyperformer_names
 from pemt_jax.interop.hyperformer_names import HyperformerLayout
 from pemt_jax.methods import hyperformer, zoo
 from pemt_jax.methods.base import FROZEN, Method
 from pemt_jax.models import t5_config
-from pemt_jax.models.sites import plan_as_json
 from pemt_jax.trees import Tree, flatten, merge, unflatten
 
 KIND = 'hyperformer'
@@ -31,14 +26,6 @@ ABOUT = 'model folder of the HyperFormer code (T5) with its arguments_results.js
 ARGUMENTS = 'arguments_results.json'
 STAGES = (hyperformer_names.CONTROLLER, *hyperformer.SCOPES)
 _CLOSE = 1e-6  # largest difference of frozen weights from those of the backbone
-
-
-def _our_name(task: str) -> str:
-  """Name of a task here; one that is not known keeps its own."""
-  try:
-    return get_task(HYPERFORMER_PREFIX + task).name
-  except UserError:
-    return task
 
 
 def _method(layout: HyperformerLayout) -> Method:
@@ -62,25 +49,17 @@ def to_expert(source: str | pathlib.Path, target: str | pathlib.Path,
   """
   source, target = pathlib.Path(source), pathlib.Path(target)
   flags = tree_files.read_json(source / ARGUMENTS)
-  name = backbone or flags.get('model_name_or_path')
-  if not name:
-    raise UserError(f"'{source / ARGUMENTS}' names no backbone ('model_name_or_path'); give"
-                    ' --backbone.')
+  name = cards.backbone_named(flags, source / ARGUMENTS, backbone)
   config, params = huggingface.load_t5(name)
   layout = hyperformer_names.layout_from_flags(flags, config)
   method = _method(layout)
   tuned = _tuned(hyperformer_names.state_to_tree(files.read_tensors(source), layout), params,
                  method, f"'{source}' has other values of {{}} than backbone '{name}', which it has"
                  ' not trained; give --backbone with the T5 that it started from.')
-  tasks = [_our_name(task) for task in layout.tasks]
-  mixture = {'sampling': 'temperature', 'batches': 'drawn'} if len(tasks) > 1 else {}
-  values = dataclasses.asdict(layout.options)
-  library.save_expert(target, tuned, {}, library.ExpertCard(
-      name=target.name, method=layout.stage, plan=plan_as_json(method.plan), task=tasks[0],
-      backbone_id=name, backbone_hash=library.backbone_hash(params),
-      extra={'options': values, 'sources': [], 'config': {
-          'stage': layout.stage, 'tasks': tasks, 'mixture': mixture, 'method': values,
-          'model': {'name': name}}}))
+  tasks = [cards.task_here(task, HYPERFORMER_PREFIX) for task in layout.tasks]
+  library.save_expert(target, tuned, {}, cards.card_of(
+      target.name, layout.stage, method, layout.options, tasks[0], (name, params),
+      **cards.joined_tasks(tasks, 'drawn')))
   return []
 
 
@@ -116,9 +95,8 @@ def from_expert(source: str | pathlib.Path, target: str | pathlib.Path,
     raise UserError(f"expert '{card.name}' is of method '{card.method}'; only {', '.join(STAGES)}"
                     ' have a form in the HyperFormer code.')
   config, params = huggingface.load_t5(card.backbone_id)
-  kind = zoo.ZOO[card.method].options
-  options = kind(**_known(card.extra['options'], kind))
-  tasks = card.extra.get('config', {}).get('tasks') or [card.task]
+  options = cards.options_of(zoo.ZOO[card.method].options, card.extra['options'])
+  tasks = cards.tasks_of(card)
   if options.members or options.count != len(tasks):
     raise UserError(f"expert '{card.name}' has {options.count} adapters for {len(tasks)} tasks; the"
                     ' HyperFormer code names an adapter by its task.')
@@ -130,9 +108,3 @@ def from_expert(source: str | pathlib.Path, target: str | pathlib.Path,
   tree_files.write_json(target / ARGUMENTS, {
       'model_name_or_path': card.backbone_id, **hyperformer_names.flags_of(layout)})
   return []
-
-
-def _known(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
-  names = {field.name for field in dataclasses.fields(kind)}
-  return {name: tuple(value) if isinstance(value, list) else value
-          for name, value in values.items() if name in names}

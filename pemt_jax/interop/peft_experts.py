@@ -15,6 +15,7 @@ from pemt_jax.experts import library
 from pemt_jax.experts import tree_files
 from pemt_jax.experts.library import ExpertCard
 from pemt_jax.interop import adapterhub
+from pemt_jax.interop import cards
 from pemt_jax.interop import huggingface
 from pemt_jax.interop import peft
 from pemt_jax.interop import peft_plans
@@ -125,22 +126,16 @@ def method_of(card: ExpertCard, config: T5Config, tuned: Mapping[str, Any]) -> M
   table = trees.flatten(tuned).get(peft.PROMPT_TABLE)
   rows = 0 if table is None else len(table)
   if card.method == 'pemt/stage1':
-    return pemt.stage1(_options(pemt.Stage1Options, values), config, rows)
+    return pemt.stage1(cards.options_of(pemt.Stage1Options, values), config, rows)
   names = zoo.names_of(card.method)
   if not names:
     raise UserError(f"Expert '{card.name}' is of method '{card.method}', for which adapter folders "
                     'have no form; convert an expert of one delta.')
   kinds = {name: zoo.ZOO[name].options for name in names}
   if len(names) == 1:
-    return zoo.make(card.method, _options(kinds[names[0]], values), config, rows)
-  options = {name: _options(kind, values[name]) for name, kind in kinds.items()}
+    return zoo.make(card.method, cards.options_of(kinds[names[0]], values), config, rows)
+  options = {name: cards.options_of(kind, values[name]) for name, kind in kinds.items()}
   return zoo.make(card.method, options, config, rows)
-
-
-def _options(kind: type, values: Mapping[str, Any]) -> Any:
-  known = {field.name for field in dataclasses.fields(kind)}
-  return kind(**{name: tuple(value) if isinstance(value, list) else value
-                 for name, value in values.items() if name in known})
 
 
 def _named_backbone(kind: str, source: pathlib.Path) -> str:

@@ -6,20 +6,17 @@ A folder has `config.json`, the config file that the program was trained with, a
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from pemt_jax.data.tasks import get_task
 from pemt_jax.errors import UserError
 from pemt_jax.experts import library, tree_files
-from pemt_jax.interop import huggingface, propetl_original
+from pemt_jax.interop import cards, huggingface, propetl_original
 from pemt_jax.interop.propetl_original import ProPETLLayout
 from pemt_jax.methods.propetl import NAME, ProPETLOptions, propetl
-from pemt_jax.models.sites import plan_as_json
 from pemt_jax.models.t5_config import T5Config
 from pemt_jax.trees import flatten, unflatten
 
@@ -49,14 +46,6 @@ def _weight_file(folder: pathlib.Path) -> pathlib.Path:
   raise UserError(f"'{folder}' holds no {WEIGHTS}.bin or .safetensors; give the folder of a run.")
 
 
-def _our_name(task: str) -> str:
-  """Name of a task here; one that is not known keeps its own."""
-  try:
-    return get_task(f'propetl/{task}').name
-  except UserError:
-    return task
-
-
 def to_expert(source: str | pathlib.Path, target: str | pathlib.Path,
               backbone: str | None = None) -> list[str]:
   """Reads a folder of the original program and writes an expert.
@@ -77,23 +66,15 @@ def to_expert(source: str | pathlib.Path, target: str | pathlib.Path,
   """
   source, target = pathlib.Path(source), pathlib.Path(target)
   flags = _flags(source)
-  name = backbone or flags.get('model_name_or_path')
-  if not name:
-    raise UserError(f"'{source / CONFIG}' names no backbone ('model_name_or_path'); give"
-                    ' --backbone.')
+  name = cards.backbone_named(flags, source / CONFIG, backbone)
   config, params = huggingface.load_t5(name)
   layout = propetl_original.layout_from_flags(flags, config, {})
   options = propetl_original.options_of(layout, flags)
   tuned = propetl_original.read_weights(_weight_file(source), layout, norms=options.tune_norms)
-  tasks = [_our_name(task) for task in flags['tasks']]
-  mixture = {'sampling': 'temperature', 'batches': 'single'} if len(tasks) > 1 else {}
-  values = dataclasses.asdict(options)
-  library.save_expert(target, tuned, {}, library.ExpertCard(
-      name=target.name, method=NAME, plan=plan_as_json(propetl(options, config, 0).plan),
-      task=tasks[0], backbone_id=name, backbone_hash=library.backbone_hash(params),
-      extra={'options': values, 'sources': [], 'config': {
-          'stage': NAME, 'tasks': tasks, 'mixture': mixture, 'method': values,
-          'model': {'name': name}}}))
+  tasks = [cards.task_here(task, 'propetl/') for task in flags['tasks']]
+  library.save_expert(target, tuned, {}, cards.card_of(
+      target.name, NAME, propetl(options, config, 0), options, tasks[0], (name, params),
+      **cards.joined_tasks(tasks, 'single')))
   return []
 
 
@@ -116,11 +97,8 @@ def from_expert(source: str | pathlib.Path, target: str | pathlib.Path,
   if card.method != NAME:
     raise UserError(f"expert '{card.name}' is of method '{card.method}'; only propetl has a form in"
                     ' the ProPETL code.')
-  known = {field.name for field in dataclasses.fields(ProPETLOptions)}
-  values = {name: tuple(value) if isinstance(value, list) else value
-            for name, value in card.extra['options'].items() if name in known}
-  options = ProPETLOptions(**values)
-  tasks = card.extra.get('config', {}).get('tasks') or [card.task]
+  options = cards.options_of(ProPETLOptions, card.extra['options'])
+  tasks = cards.tasks_of(card)
   config, _ = huggingface.load_t5(card.backbone_id)
   flags = flags_of(options, [task.removeprefix('propetl/') for task in tasks], config)
   layout = propetl_original.layout_from_flags(flags, config, {})

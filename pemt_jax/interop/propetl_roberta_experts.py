@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
-from collections.abc import Mapping
-from typing import Any
 
 from pemt_jax.errors import UserError
 from pemt_jax.experts import library
-from pemt_jax.experts.library import ExpertCard
-from pemt_jax.interop import propetl_roberta_files, roberta_files
+from pemt_jax.interop import cards, propetl_roberta_files, roberta_files
 from pemt_jax.interop.propetl_roberta import RobertaLayout
 from pemt_jax.methods.propetl import NAME, ProPETLOptions
 from pemt_jax.methods.propetl_roberta import propetl_roberta
 from pemt_jax.models.roberta_config import RobertaConfig
-from pemt_jax.models.sites import plan_as_json
 from pemt_jax.trees import Tree, flatten
 
 KIND = 'propetl_roberta'
@@ -43,14 +38,9 @@ def to_expert(source: str | pathlib.Path, target: str | pathlib.Path, backbone: 
   target, backbone = pathlib.Path(target), backbone or 'roberta-base'
   config, params = roberta_files.load_roberta(backbone)
   found = propetl_roberta_files.read_checkpoint(source, config)
-  options = dataclasses.asdict(found.options)
-  library.save_expert(target, found.params, {}, ExpertCard(
-      name=target.name, method=NAME, plan=plan_as_json(propetl_roberta(found.options, config).plan),
-      task=task or found.layout.task, backbone_id=backbone,
-      backbone_hash=library.backbone_hash(params),
-      extra={'options': options, 'sources': [],
-             'config': {'stage': NAME, 'method': options, 'model': {'name': backbone},
-                        'data': _DATA}}))
+  library.save_expert(target, found.params, {}, cards.card_of(
+      target.name, NAME, propetl_roberta(found.options, config), found.options,
+      task or found.layout.task, (backbone, params), data=_DATA))
   return []
 
 
@@ -77,7 +67,7 @@ def from_expert(source: str | pathlib.Path, target: str | pathlib.Path,
   backbone = backbone or card.backbone_id
   config, params = roberta_files.load_roberta(backbone)
   library.check_backbone(card, backbone, library.backbone_hash(params))
-  options = _options(card.extra['options'])
+  options = cards.options_of(ProPETLOptions, card.extra['options'])
   layout = layout_of(options, config, tuned, card.task.rpartition('/')[2])
   suffix = '.safetensors' if weights == 'safetensors' else '.bin'
   propetl_roberta_files.write_checkpoint(target, tuned, layout, options, suffix=suffix)
@@ -112,10 +102,3 @@ def layout_of(options: ProPETLOptions, config: RobertaConfig, params: Tree,
   form = 'houlsby' if options.placement == 'houlsby' else 'pfeiffer'
   return RobertaLayout(config, labels, task, form, shared,
                        max(config.embed // options.reduction, 1))
-
-
-def _options(values: Mapping[str, Any]) -> ProPETLOptions:
-  as_tuple = lambda value: tuple(map(as_tuple, value)) if isinstance(value, list) else value
-  known = {field.name for field in dataclasses.fields(ProPETLOptions)}
-  return ProPETLOptions(**{name: as_tuple(value) for name, value in values.items()
-                           if name in known})
