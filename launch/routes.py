@@ -32,13 +32,18 @@ EXPERTS = flags.DEFINE_list('experts', ['*'], 'Experts to disable, such as encod
                             ' those joined by + together; * and ? match any.')
 ROOT = flags.DEFINE_string('data_root', None, 'Folder of local rows in place of the trained one.')
 BACKBONE = flags.DEFINE_string('backbone', None, 'Backbone in place of the trained path.')
+TASKS = flags.DEFINE_list('tasks', [], 'Tasks in place of those that an expert was trained on.')
+VECTORS = flags.DEFINE_string('task_vectors', None, 'Folder of task vectors in place of its own.')
+MAX_ROWS = flags.DEFINE_integer('max_rows', 0, 'Most rows of a split that are read; 0 takes all.')
 
 
 def main(_: list[str]) -> None:
   """Does what the action says and prints it."""
   from pemt_jax.stages import route_analysis
-  overrides = {key: value for key, value in (('data.root', ROOT.value),
-                                             ('model.name', BACKBONE.value)) if value}
+  overrides = {key: value for key, value in (
+      ('data.root', ROOT.value), ('model.name', BACKBONE.value), ('tasks', tuple(TASKS.value)),
+      ('method.vectors', VECTORS.value),
+      (f'data.max_{SPLIT.value}_rows', MAX_ROWS.value)) if value}
   options = route_analysis.RouteOptions(
       REPLICA.value, ORDER.value, WHICH.value, SECONDS.value, SPLIT.value, ROWS.value,
       tuple(EXPERTS.value), overrides)

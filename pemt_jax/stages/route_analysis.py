@@ -115,15 +115,20 @@ def write_routes(place: pathlib.Path, output: pathlib.Path, options: RouteOption
           f' temperature {own.temperature:.4g}']
 
 
-def routes_of(place: pathlib.Path, options: RouteOptions) -> Routes:
+def routes_of(place: pathlib.Path, options: RouteOptions,
+              opened: tuple[LoadedExpert, Rule] | None = None) -> Routes:
   """Routes of the best step: those that a run has written, else those of an expert.
+
+  Args:
+    place: folder of a run, or of an expert.
+    options: see `RouteOptions`; other tasks than the trained ones have routes of an expert only.
+    opened: what `open_routed` gives, where that is known.
 
   Raises:
     UserError: see `open_routed`; no such replica.
   """
-  if not (place / ROUTES).is_file() or options.overrides:
-    expert, rule = open_routed(place, options)
-    arrays = _arrays(expert, rule)
+  if opened or not (place / ROUTES).is_file() or 'tasks' in options.overrides:
+    arrays = _arrays(*(opened or open_routed(place, options)))
     chosen = arrays['routed'] > 0
     columns = (tuple(arrays[name].tolist()) for name in ('tasks', 'categories', 'groups'))
     return Routes(*columns, tuple(arrays['layers'][chosen].tolist()),
@@ -181,13 +186,13 @@ def write_correlations(place: pathlib.Path, output: pathlib.Path,
   Raises:
     UserError: fewer than three tasks; see `open_routed`; rows that cannot be read.
   """
-  examples = None
+  examples, opened = None, None
   if options.rows:
-    expert, _ = open_routed(place, options)
-    spec = expert.stage.specs[expert.name]
+    opened = open_routed(place, options)
+    expert, spec = opened[0], opened[0].stage.specs[opened[0].name]
     examples = {part.task: expert.stage.store.examples(part, options.split).examples
                 for part in spec.parts or (spec,)}
-  own = routes_of(place, options)
+  own = routes_of(place, options, opened)
   if len(own.tasks) < 3:
     raise UserError(f'{place} has routes of {len(own.tasks)} tasks, whose correlation with features'
                     ' says nothing; give a run of at least three tasks.')
@@ -300,7 +305,9 @@ def write_drops(place: pathlib.Path, output: pathlib.Path, options: RouteOptions
                     ' can be disabled; give an expert with a router or a table.')
   settings = {FULL: ()} | settings_of(options.experts, rule)
   about = {'expert': str((place if place.parent.name == FOLDER else place / FOLDER / expert.name)
-                         .resolve()), 'split': options.split, 'overrides': dict(options.overrides)}
+                         .resolve()), 'split': options.split, 'overrides': {
+                             name: list(value) if isinstance(value, tuple) else value
+                             for name, value in options.overrides.items()}}
   path = output / SCORES
   stored = tree_files.read_json(path) if path.is_file() else {**about, 'scores': {}}
   if any(stored.get(name) != value for name, value in about.items()):
