@@ -7,19 +7,21 @@ below `experts`, and the routes that the delta has prepared mix or choose the co
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from pemt_jax.errors import UserError
 from pemt_jax.models.blocks import LayerInputs, StackInputs, StackSpec
 from pemt_jax.models.layers import OpenSite
 from pemt_jax.models.sites import Aux, Plan, Rule
 
 SITE = 'layer'
 # How the copies of a layer run, see `ExpertLayer`.
-FORMS = ('mixed', 'one_task')
+FORMS = ('mixed', 'one_task', 'by_row')
 _LIFTED = {'params': 0, 'constants': 0}
 
 
@@ -34,6 +36,9 @@ def planned(layer: type[nn.Module], spec: StackSpec) -> tuple[type[nn.Module], t
   around = Plan(tuple(r for r in spec.plan.at(f'{spec.stack}/{SITE}') if not r.delta.copies))
   spec = spec.with_plan(Plan(tuple(r for r in spec.plan.rules if not r.delta.copies)))
   made, arguments = layer, (spec,)
+  if rule is not None and rule.delta.form == 'by_row' and spec.plan.rules:
+    raise UserError(f"plan rule '{spec.plan.rules[0].name}' cannot stand inside of layers that run"
+                    " by row; choose another form of the layers' experts.")
   if rule is not None:
     made, arguments = ExpertLayer, (layer, spec, rule)
   if around.rules:
@@ -76,8 +81,9 @@ class ExpertLayer(nn.Module):
   """Copies of a layer under routes [batch, expert], which the rule prepared for each layer.
 
   'mixed': all copies run, y = sum_e routes_e * layer_e(x). 'one_task': all rows of a batch have the
-  route of the first row, and only its strongest copy runs, with its parameters gathered; for
-  prediction and fixed routes, since no gradient reaches the routes.
+  route of the first row, and only its strongest copy runs, with its parameters gathered. 'by_row':
+  each row runs through its own strongest copy only; rows are sorted into blocks of one copy each.
+  The last two are for prediction and fixed routes, since no gradient reaches the routes.
 
   Attributes:
     layer: class of the layer.
@@ -102,8 +108,8 @@ class ExpertLayer(nn.Module):
   def cross_memory(self, carry: Any, inputs: StackInputs,
                    layer: LayerInputs) -> tuple[Any, tuple[jax.Array, jax.Array]]:
     """Keys and values of cross-attention; of all copies [expert, batch, ...] in form 'mixed'."""
-    call = lambda module, _, own: module.cross_memory(carry, own, layer)[1]
-    return carry, self._run(call, None, inputs, layer)
+    call = lambda module, _, own: module.cross_memory(carry, own, layer.replace(per_layer={}))[1]
+    return carry, self._run(call, (None, None, None), inputs, layer)
 
   def __call__(self, carry: tuple[jax.Array, Any], inputs: StackInputs,
                layer: LayerInputs) -> tuple[tuple[jax.Array, Any], Aux]:
@@ -112,24 +118,22 @@ class ExpertLayer(nn.Module):
     name, mixed = self.rule.name, self.mixed
     routes = (layer.per_layer[name] if self.gate is None
               else self.gate(x, inputs.at_layer(layer).context))
-    store, own, place = cache, None, layer
-    if mixed and cache is not None:
-      store, own, place = _open(cache, layer)
-    elif cache is not None:
-      own = cache
+    own, place = cache, layer
+    if cache is not None and self.rule.delta.form != 'one_task':
+      own, place = _open(cache, layer, mixed)
 
     def call(module, mine, inputs):
-      cache, cross = mine
+      x_of, cache, cross = mine
       at = place if cross is None else place.replace(cross_keys=cross[0], cross_values=cross[1])
-      return module((x, cache), inputs, at)
+      return module((x if x_of is None else x_of, cache), inputs, at)
 
     cross = None if layer.cross_keys is None else (layer.cross_keys, layer.cross_values)
-    (y, own), aux = self._run(call, (own, cross), inputs, layer)
+    rows = x if self.rule.delta.form == 'by_row' and not mixed else None
+    (y, own), aux = self._run(call, (rows, own, cross), inputs, layer)
     if mixed:
       y = jnp.einsum('ebld,be->bld', y, routes.astype(y.dtype))
-      cache = None if cache is None else _close(store, own, layer)
-    else:
-      cache = own
+    if cache is not None:
+      cache = own if place is layer else _close(cache, own, layer, mixed)
     found = {'routes': routes, 'penalty': self.rule.delta.penalty(self._parameters())}
     return (y, cache), aux | {f'{self.spec.stack}/{SITE}/{name}/{kind}': value
                               for kind, value in found.items() if value is not None}
@@ -141,12 +145,35 @@ class ExpertLayer(nn.Module):
     """call(module, mine, inputs) of all copies, leading [expert], or of the chosen one."""
     if self.mixed:
       return self._all(call, mine, inputs)
-    index = jnp.argmax(layer.per_layer[self.rule.name][0])
-    pick = lambda tree: jax.tree.map(
-        lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, 0, keepdims=False), tree)
-    chosen = nn.map_variables(lambda module: call(module, mine, _of_copy(inputs, index)),
-                              list(_LIFTED), trans_in_fn=pick)
-    return chosen(self.experts)
+    chosen = jnp.argmax(layer.per_layer[self.rule.name], axis=-1)
+    if self.rule.delta.form == 'one_task':
+      return _picked(call, chosen[0])(self.experts, mine, inputs)
+    return self._by_row(call, mine, inputs, make_blocks(chosen, self.rule.delta.copies))
+
+  def _by_row(self, call, mine, inputs, blocks):
+    """As `_run`, each block of rows through its copy; without auxiliaries of the copies."""
+    x, cache, cross = mine
+    batch = blocks.slots.shape[0]
+    rows_of = lambda tree, count: jax.tree.map(  # beams stand behind their row
+        lambda leaf: leaf.reshape(count, -1, *leaf.shape[2:]), tree)
+    flat = lambda tree: jax.tree.map(lambda leaf: leaf.reshape(1, -1, *leaf.shape[2:]), tree)
+    stored = rows_of(cache, batch)
+
+    def body(module, _, block):
+      rows, copy = block
+      take = lambda tree: jax.tree.map(
+          lambda leaf: jnp.take(leaf, rows, axis=0, mode='clip'), tree)
+      own = take(x), flat(take(stored)), take(cross)
+      out = _picked(call, copy)(module, own, _of_rows(inputs, take, batch))
+      if x is None:
+        return (), out
+      return (), (out[0][0], rows_of(out[0][1], rows.shape[0]))
+
+    scanned = nn.scan(body, variable_broadcast=list(_LIFTED), split_rngs={'params': False},
+                      in_axes=0, out_axes=0)
+    _, out = scanned(self.experts, (), (blocks.rows, blocks.copies))
+    out = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[blocks.slots], out)
+    return out if x is None else ((out[0], flat(out[1])), {})
 
   def _all(self, call, mine, inputs):
     # The module is an argument: a closure over it would share one copy's parameters.
@@ -165,15 +192,73 @@ def _of_copy(inputs: StackInputs, copy: jax.Array) -> StackInputs:
   return inputs.replace(context=context.replace(key=jax.random.fold_in(context.key, copy)))
 
 
-def _open(cache: dict[str, Any], layer: LayerInputs) -> tuple[Any, Any, LayerInputs]:
-  """The copies' cache of one layer as [expert, 1, rows, ...], and where the copy writes in it."""
-  take = lambda leaf: jnp.moveaxis(
-      jax.lax.dynamic_slice_in_dim(leaf, layer.index, 1, axis=0), 2, 0)
-  return cache, jax.tree.map(take, cache['experts']), layer.replace(slot=jnp.int32(0))
+def _picked(call: Any, copy: jax.Array) -> Any:
+  """call(module, mine, inputs) with the parameters of one copy; `module` holds those of all."""
+  pick = lambda tree: jax.tree.map(
+      lambda leaf: jax.lax.dynamic_index_in_dim(leaf, copy, 0, keepdims=False), tree)
+  return lambda module, mine, inputs: nn.map_variables(
+      lambda module: call(module, mine, _of_copy(inputs, copy)), list(_LIFTED),
+      trans_in_fn=pick)(module)
 
 
-def _close(cache: dict[str, Any], own: Any, layer: LayerInputs) -> dict[str, Any]:
-  """The cache with one layer's new entries of the copies."""
-  put = lambda leaf, new: jax.lax.dynamic_update_slice_in_dim(
-      leaf, jnp.moveaxis(new, 0, 2), layer.index, axis=0)
-  return cache | {'experts': jax.tree.map(put, cache['experts'], own)}
+def _open(cache: dict[str, Any], layer: LayerInputs, mixed: bool) -> tuple[Any, LayerInputs]:
+  """The cache of one layer, [1, rows, ...] or of all copies [expert, 1, rows, ...]; where to write.
+  """
+  take = lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, layer.index, 1, axis=0)
+  layer_ = layer.replace(slot=jnp.int32(0))
+  if not mixed:
+    return {name: take(leaf) for name, leaf in cache.items() if name != 'experts'}, layer_
+  return jax.tree.map(lambda leaf: jnp.moveaxis(take(leaf), 2, 0), cache['experts']), layer_
+
+
+def _close(cache: dict[str, Any], own: Any, layer: LayerInputs, mixed: bool) -> dict[str, Any]:
+  """The cache with one layer's new entries."""
+  put = lambda leaf, new: jax.lax.dynamic_update_slice_in_dim(leaf, new, layer.index, axis=0)
+  if not mixed:
+    return cache | {name: put(cache[name], new) for name, new in own.items()}
+  return cache | {'experts': jax.tree.map(
+      lambda leaf, new: put(leaf, jnp.moveaxis(new, 0, 2)), cache['experts'], own)}
+
+
+def _of_rows(inputs: StackInputs, take: Any, batch: int) -> StackInputs:
+  """The inputs of some rows; what all rows share stays."""
+  own = lambda leaf: leaf if leaf is None or leaf.ndim == 0 or leaf.shape[0] != batch else take(leaf)
+  context = inputs.context
+  context = context.replace(**{name: own(getattr(context, name)) for name in (
+      'mask', 'rows', 'encoder_states', 'encoder_mask', 'task_ids')})
+  return inputs.replace(context=context, mask=own(inputs.mask), cross_mask=own(inputs.cross_mask))
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+  """Rows of a batch sorted into blocks of one copy each.
+
+  Attributes:
+    rows: [block, row] row of the batch; the size of the batch where a place stays free.
+    copies: [block] copy that a block runs through.
+    slots: [batch] place of each row among all places.
+  """
+
+  rows: jax.Array
+  copies: jax.Array
+  slots: jax.Array
+
+
+def make_blocks(chosen: jax.Array, copies: int) -> Blocks:
+  """Sorts rows by copy into blocks of equal static size, half of a copy's mean share.
+
+  Args:
+    chosen: [batch] copy of each row.
+    copies: number of copies.
+  """
+  batch = chosen.shape[0]
+  size = max(-(-batch // (2 * copies)), 1)
+  count = (batch + copies * (size - 1)) // size  # enough, however the rows fall
+  hot = jax.nn.one_hot(chosen, copies, dtype=jnp.int32)
+  rank = jnp.take_along_axis(jnp.cumsum(hot, axis=0), chosen[:, None], axis=1)[:, 0] - 1
+  stops = jnp.cumsum(-(-jnp.sum(hot, axis=0) // size))
+  starts = jnp.concatenate([jnp.zeros(1, stops.dtype), stops[:-1]])
+  slots = starts[chosen] * size + rank
+  rows = jnp.full(count * size, batch).at[slots].set(jnp.arange(batch)).reshape(count, size)
+  owner = jnp.minimum(jnp.searchsorted(stops, jnp.arange(count), side='right'), copies - 1)
+  return Blocks(rows, owner, slots)

@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
 
 from pemt_jax.errors import UserError
 from pemt_jax.experts.layer_experts import LayerExperts, copied, squeezed
 from pemt_jax.experts.routers import RouterSpec
 from pemt_jax.models.generation import generate
 from pemt_jax.models.decoding import GenerationConfig
+from pemt_jax.models.layer_experts import make_blocks
 from pemt_jax.models.layers import Compute
 from pemt_jax.models.segments import cut, join
 from pemt_jax.models.sites import Plan, Rule
@@ -122,7 +124,39 @@ def test_the_gathered_form_is_the_mixed_one_at_less_cost(mixed):
   assert flops['mixed'] > 2.0 * flops['one']
 
 
-@pytest.mark.parametrize('form, beams', [('mixed', 1), ('mixed', 2), ('one_task', 2)])
+def test_rows_run_through_their_own_experts_and_so_do_gradients(mixed):
+  model, variables, _ = mixed
+  by_row = model_of(source='table', mode='softmax', form='by_row')
+  batch = tiny.make_batch(4, 5, 3)
+
+  def gradients(model):
+    def loss(params):
+      logits, _ = model.apply({'params': params, 'constants': variables['constants']},
+                              batch['inputs'], batch['inputs_mask'], batch['targets'],
+                              batch['targets_mask'], jnp.asarray([2, 0, 1, 3]))
+      return jnp.sum(logits**2), logits
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables['params'])
+
+  ((_, expected), grads), ((_, found), own) = gradients(model), gradients(by_row)
+  np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
+  for path, leaf in flatten(grads).items():
+    if not path.startswith('deltas/'):
+      np.testing.assert_allclose(flatten(own)[path], leaf, rtol=1e-3, atol=1e-3, err_msg=path)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=17))
+def test_blocks_hold_every_row_once_under_its_copy(chosen):
+  blocks = make_blocks(jnp.asarray(chosen), 3)
+  rows = np.asarray(blocks.rows)
+  assert sorted(rows[rows < len(chosen)]) == list(range(len(chosen)))
+  for own, copy in zip(rows, np.asarray(blocks.copies), strict=True):
+    assert all(chosen[row] == copy for row in own if row < len(chosen))
+  np.testing.assert_array_equal(rows.reshape(-1)[np.asarray(blocks.slots)], range(len(chosen)))
+
+
+@pytest.mark.parametrize('form, beams', [('mixed', 1), ('mixed', 2), ('one_task', 2),
+                                         ('by_row', 2)])
 def test_cached_decoding_is_full_decoding(mixed, form, beams):
   model, variables, _ = mixed
   model = model if form == 'mixed' else model_of(source='table', mode='softmax', form=form)
