@@ -22,6 +22,7 @@ from pemt_jax.interop import pemt_original
 from pemt_jax.interop import pemt_prompts
 from pemt_jax.interop import propetl_experts
 from pemt_jax.interop import propetl_roberta_experts
+from pemt_jax.interop import taskmoe_experts
 from pemt_jax.interop.pemt_layout import PemtLayout
 from pemt_jax.models import t5_config
 from pemt_jax.models.t5_config import T5Config
@@ -146,6 +147,10 @@ def _convert_folder(
     return hyperformer_experts.to_expert(source, target, options.backbone)
   if target_kind == hyperformer_experts.KIND and source_kind == 'expert':
     return hyperformer_experts.from_expert(source, target, options.weights)
+  if source_kind == taskmoe_experts.KIND and target_kind == 'expert':
+    return taskmoe_experts.to_expert(source, target, options.backbone)
+  if target_kind == taskmoe_experts.KIND and source_kind == 'expert':
+    return taskmoe_experts.from_expert(source, target)
   if source_kind == pemt_prompts.KIND and target_kind == 'expert':
     tasks = options.target.split(',') if options.target else ()
     return pemt_prompts.to_expert(source, target, options.backbone, options.source_folders(), tasks)
@@ -330,4 +335,5 @@ ABOUT: Mapping[str, str] = {
     pemt_prompts.KIND: pemt_prompts.ABOUT, propetl_experts.KIND: propetl_experts.ABOUT,
     propetl_roberta_experts.KIND: propetl_roberta_experts.ABOUT,
     hyperformer_experts.KIND: hyperformer_experts.ABOUT,
+    taskmoe_experts.KIND: taskmoe_experts.ABOUT,
     PACKED: 'expert of ProPETL with one bit for each entry of its masks; it is read as an expert'}
