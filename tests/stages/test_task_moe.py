@@ -125,3 +125,44 @@ def test_a_second_stage_takes_the_router_and_starts_its_layers_anew(first, base,
     config.start_only = ('router',)
   with pytest.raises(UserError, match="config.start_only has 'router', which no leaf"):
     build(config, base / 'second', first.stage.backbone).start(first.trained.replicas[0])
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'mixture__sampling': ''}, 'config.tasks names 2 tasks, which task_moe trains together'),
+    ({'method__fixed': True}, "method.fixed runs one expert .* set it to 'single'"),
+    ({'method__plain_encoder_layers': (3,)}, 'names layer 3, but the encoder has 1 layers'),
+    ({'method__plain_encoder_layers': (0,), 'method__plain_decoder_layers': (0,)},
+     'no layer has experts'),
+    ({'tasks': ('playground/omen', 'playground/oath')}, "there is no task vector for 'playgr"),
+])
+def test_mistakes_are_told(first, vectors, workdir, changes, message):
+  config = config_of('unused', vectors, **changes)
+  with pytest.raises(UserError, match=message):
+    build(config, workdir, first.stage.backbone)
+
+
+@pytest.mark.slow
+def test_a_bart_trains_evaluates_and_predicts_with_one_expert_as_with_all(workdir):
+  """Straight-through routes with exploration, the regulariser and turns of router and layers."""
+  backbone = bart_backbone(workdir / 'backbone')
+  config = config_of(backbone, method__mode='gumbel_softmax_st', method__vector_size=5,
+                     method__exploration=0.3, method__regularization=1e-3, method__noise=0.3,
+                     method__alternate_every=1, method__prediction_temperature=0.1,
+                     train__group_multipliers={'router': 10.0, 'task_vectors': 10.0})
+  result = run_stage(config, workdir / 'run')
+  expert = result.experts['mixture']
+  assert flatten(load_expert(expert)[0])[VECTORS].shape == (2, 5)
+  found = [evaluate_experts(expert, 'test', {'method.hard_prediction': hard})['mixture']
+           for hard in (False, True)]
+  final = result.trained.results['mixture']['final_metrics']
+  for name, value in found[0].items():
+    if not name.endswith(('expert_distance', 'loss')):  # One expert alone has no distance.
+      assert found[1][name] == pytest.approx(value, rel=1e-4, nan_ok=True), name
+  assert 'cross_entropy_nats' in found[0] and found[0]['average_metrics'] == final['average_metrics']
+  rows, outs = workdir / 'rows.jsonl', []
+  rows.write_text(json.dumps({'source': 'is it lucky today ?'}) + '\n')
+  for hard in (False, True):
+    out = workdir / f'{hard}.jsonl'
+    predict_file(expert, rows, out, {'method.hard_prediction': hard}, small.SOURCES[0])
+    outs.append(json.loads(out.read_text())['prediction'])
+  assert outs[0] == outs[1]
