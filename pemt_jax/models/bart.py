@@ -17,7 +17,7 @@ from flax import linen as nn
 from pemt_jax.models import layers
 from pemt_jax.models.bart_config import FIRST_POSITION, BartConfig
 from pemt_jax.models.block_layers import PostNormLayer, layer_sites
-from pemt_jax.models.blocks import BlockStyle, StackSpec
+from pemt_jax.models.blocks import BlockStyle
 from pemt_jax.models.encoder_decoder import EncoderDecoder, TransformerStack
 from pemt_jax.models.sites import Aux, Site, SiteContext
 from pemt_jax.models.stack import ModelDeltas
@@ -73,10 +73,7 @@ class Bart(EncoderDecoder):
 
   def setup(self):
     config = self.config
-    spec = StackSpec(config, self.plan, 'encoder', self.compute, block_style(config))
-    self.plan.check(self.sites(), self.depths())
-    self.shared = layers.Embedding(config.vocab_size, config.embed, config.stddev,
-                                   plan=self.plan.outside_layers())
+    spec, self.shared = self.first_parts('encoder', block_style(config), config.stddev)
     self.encoder = self.stack_class(spec)
     decoder = dataclasses.replace(spec, stack='decoder')
     self.decoder = self.stack_class(decoder)

@@ -1,4 +1,4 @@
-"""What text-to-text backbones share: stacks over whole texts and step by step, both together.
+"""What backbones share: stacks over whole texts and step by step, both together.
 
 A backbone (`models/t5.py`, `models/bart.py`) makes its parts in `setup` and says how its stacks
 begin and end, what its positions are and how its head is made.
@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pemt_jax.errors import UserError
-from pemt_jax.models.blocks import LayerInputs, StackInputs
-from pemt_jax.models.layers import MASKED, Compute, fold_name
+from pemt_jax.models.blocks import BlockStyle, LayerInputs, StackInputs, StackSpec
+from pemt_jax.models.layers import MASKED, Compute, Embedding, fold_name
 from pemt_jax.models.sites import Aux, Plan, SiteContext
 from pemt_jax.models.stack import Encoded, LayerStack, concatenate_aux, with_prompt
 
@@ -167,11 +167,10 @@ class TransformerStack(LayerStack):
     return x, cache
 
 
-class EncoderDecoder(nn.Module):
-  """Base of text-to-text backbones.
+class Backbone(nn.Module):
+  """Base of all backbones: the parts that `setup` makes, and the way from tokens into a stack.
 
-  A subclass makes `shared`, `encoder`, `decoder` and `deltas` in `setup`, names the sites of its
-  stacks and computes its head.
+  A subclass makes `shared` and `deltas` in `setup` and names its sites.
 
   Attributes:
     config: shapes and constants.
@@ -182,6 +181,55 @@ class EncoderDecoder(nn.Module):
   config: Any
   plan: Plan = Plan()
   compute: Compute = Compute()
+
+  def depths(self) -> dict[str, int]:
+    """Number of layers of each stack."""
+    raise NotImplementedError
+
+  def sites(self) -> list[str]:
+    """All site paths, without layer indices."""
+    raise NotImplementedError
+
+  @nn.nowrap
+  def first_parts(self, stack: str, style: BlockStyle,
+                  stddev: float = 1.0) -> tuple[StackSpec, Embedding]:
+    """The static part of a stack, and the table of tokens with its first deviation.
+
+    Raises:
+      UserError: a plan with sites or layers that the backbone has not.
+    """
+    config = self.config
+    self.plan.check(self.sites(), self.depths())
+    return (StackSpec(config, self.plan, stack, self.compute, style),
+            Embedding(config.vocab_size, config.embed, stddev, plan=self.plan.outside_layers()))
+
+  def embed(self, stack: TransformerStack, tokens: jax.Array, mask: jax.Array,
+            task_ids: jax.Array | None,
+            key: jax.Array | None) -> tuple[jax.Array, SiteContext, Aux]:
+    """What a stack reads: embeddings, context, auxiliaries; deltas may put a prompt in front.
+
+    Args:
+      stack: with the site of the embeddings.
+      tokens: [batch, length] ids.
+      mask: [batch, length] 1 for real positions.
+      task_ids: [batch] or None.
+      key: dropout key; None means deterministic.
+
+    Returns:
+      [batch, prompt + length, embed], the context of the stack, auxiliaries.
+    """
+    rows = jnp.max(mask, axis=1).astype(jnp.float32)
+    context = SiteContext(mask, rows, task_ids=task_ids, key=key, model=self.deltas())
+    x, aux = stack.embed(self.shared, tokens, context)
+    return x, with_prompt(context, x.shape[1], aux), aux
+
+
+class EncoderDecoder(Backbone):
+  """Base of text-to-text backbones.
+
+  A subclass makes `shared`, `encoder`, `decoder` and `deltas` in `setup`, names the sites of its
+  stacks and computes its head.
+  """
 
   def stack_sites(self, stack: str) -> list[str]:
     """Site paths of one stack, without layer indices."""
@@ -219,12 +267,9 @@ class EncoderDecoder(nn.Module):
     Raises:
       UserError: more positions than the backbone has.
     """
-    rows = jnp.max(inputs_mask, axis=1).astype(jnp.float32)
-    context = SiteContext(inputs_mask, rows, task_ids=task_ids, key=key, model=self.deltas())
-    x, aux = self.encoder.embed(self.shared, inputs, context)
-    context = with_prompt(context, x.shape[1], aux)
+    x, context, aux = self.embed(self.encoder, inputs, inputs_mask, task_ids, key)
     x, more = self.encoder(x, context)
-    return Encoded(x, context.mask, rows, context.prompt_mask, aux | more)
+    return Encoded(x, context.mask, context.rows, context.prompt_mask, aux | more)
 
   def decode(self, decoder_inputs: jax.Array, decoder_mask: jax.Array, encoded: Encoded,
              task_ids: jax.Array | None = None,

@@ -22,12 +22,12 @@ import jax.numpy as jnp
 from pemt_jax.errors import UserError
 from pemt_jax.models import layers
 from pemt_jax.models.block_layers import PreNormLayer, layer_sites
-from pemt_jax.models.blocks import MEMORY, BlockStyle, LayerInputs, StackInputs, StackSpec
+from pemt_jax.models.blocks import MEMORY, BlockStyle, LayerInputs, StackInputs
 from pemt_jax.models.encoder_decoder import EncoderDecoder, TransformerStack
 from pemt_jax.models.gpt2_config import GPT2Config
 from pemt_jax.models.layers import MASKED
 from pemt_jax.models.sites import Aux, Site, SiteContext
-from pemt_jax.models.stack import ModelDeltas, with_prompt
+from pemt_jax.models.stack import ModelDeltas
 
 SITES = ('decoder/embed', *layer_sites('decoder', cross_attention=False), 'decoder/final_norm')
 
@@ -145,10 +145,7 @@ class GPT2(EncoderDecoder):
 
   def setup(self):
     config = self.config
-    spec = StackSpec(config, self.plan, 'decoder', self.compute, block_style(config))
-    self.plan.check(self.sites(), self.depths())
-    self.shared = layers.Embedding(config.vocab_size, config.embed, config.stddev,
-                                   plan=self.plan.outside_layers())
+    spec, self.shared = self.first_parts('decoder', block_style(config), config.stddev)
     self.decoder = Decoder(spec)
     self.deltas = ModelDeltas(self.plan, (spec.shape,))
     head = Site('lm_head', config.embed, config.vocab_size, 'embed', 'vocab', spec.dtype)
@@ -170,10 +167,7 @@ class GPT2(EncoderDecoder):
 
   def _run(self, tokens, mask, task_ids, key, remember=False):
     """States [batch, prompt + length, embed], their context and auxiliaries."""
-    rows = jnp.max(mask, axis=1).astype(jnp.float32)
-    context = SiteContext(mask, rows, task_ids=task_ids, key=key, model=self.deltas())
-    x, aux = self.decoder.embed(self.shared, tokens, context)
-    context = with_prompt(context, x.shape[1], aux)
+    x, context, aux = self.embed(self.decoder, tokens, mask, task_ids, key)
     x, more = self.decoder(x, context, remember)
     return x, context, aux | more
 

@@ -15,11 +15,11 @@ from flax import linen as nn
 from pemt_jax.models import layers
 from pemt_jax.models.block_layers import PostNormLayer, layer_sites
 from pemt_jax.models.blocks import BlockStyle, StackSpec
-from pemt_jax.models.encoder_decoder import TransformerStack
-from pemt_jax.models.layers import Compute, fold_name
+from pemt_jax.models.encoder_decoder import Backbone, TransformerStack
+from pemt_jax.models.layers import fold_name
 from pemt_jax.models.roberta_config import RobertaConfig
-from pemt_jax.models.sites import Aux, Plan, Site, SiteContext
-from pemt_jax.models.stack import Encoded, ModelDeltas, with_prompt
+from pemt_jax.models.sites import Aux, Site, SiteContext
+from pemt_jax.models.stack import Encoded, ModelDeltas
 
 ENCODER_SITES = ('encoder/embed', 'encoder/embed_norm', *layer_sites('encoder'))
 HEAD_SITES = ('head/dense', 'head/out')
@@ -125,27 +125,17 @@ class Head(nn.Module):
     return layers.dropout(x, self.spec.config.dropout, key)
 
 
-class Roberta(nn.Module):
-  """Encoder of RoBERTa or BERT with a head.
+class Roberta(Backbone):
+  """Encoder of RoBERTa or BERT with a head; `config` is a `RobertaConfig`.
 
   Attributes:
-    config: shapes and constants.
-    plan: which deltas act where.
-    compute: how to compute.
     labels: outputs of the head: classes, or 1 for a regression; 0 for no head.
   """
 
-  config: RobertaConfig
-  plan: Plan = Plan()
-  compute: Compute = Compute()
   labels: int = 2
 
   def setup(self):
-    config = self.config
-    spec = StackSpec(config, self.plan, 'encoder', self.compute, block_style(config))
-    self.plan.check(self.sites(), self.depths())
-    self.shared = layers.Embedding(config.vocab_size, config.embed, config.stddev,
-                                   plan=self.plan.outside_layers())
+    spec, self.shared = self.first_parts('encoder', block_style(self.config), self.config.stddev)
     self.encoder = Encoder(spec)
     self.deltas = ModelDeltas(self.plan, (spec.shape,))
     if self.labels:
@@ -169,24 +159,13 @@ class Roberta(nn.Module):
   def encode(self, inputs: jax.Array, inputs_mask: jax.Array,
              token_types: jax.Array | None = None, task_ids: jax.Array | None = None,
              key: jax.Array | None = None) -> Encoded:
-    """Encodes [batch, length] tokens.
+    """Encodes [batch, length] tokens, as `EncoderDecoder.encode`.
 
-    Args:
-      inputs: [batch, length] token ids.
-      inputs_mask: [batch, length] 1 for real positions.
-      token_types: [batch, length] ids of token types (BERT), or None for zeros.
-      task_ids: [batch] or None.
-      key: dropout key; None means deterministic.
-
-    Raises:
-      UserError: more positions than the backbone has.
+    `token_types` are [batch, length] ids (BERT), or None for zeros.
     """
-    rows = jnp.max(inputs_mask, axis=1).astype(jnp.float32)
-    context = SiteContext(inputs_mask, rows, task_ids=task_ids, key=key, model=self.deltas())
-    x, aux = self.encoder.embed(self.shared, inputs, context)
-    context = with_prompt(context, x.shape[1], aux)
+    x, context, aux = self.embed(self.encoder, inputs, inputs_mask, task_ids, key)
     x, more = self.encoder(x, inputs, token_types, context)
-    return Encoded(x, context.mask, rows, context.prompt_mask, aux | more)
+    return Encoded(x, context.mask, context.rows, context.prompt_mask, aux | more)
 
   def classify(self, encoded: Encoded, task_ids: jax.Array | None = None,
                key: jax.Array | None = None) -> tuple[jax.Array, Aux]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from pemt_jax.models import layers
 from pemt_jax.models.block_layers import PreNormLayer, layer_sites
-from pemt_jax.models.blocks import StackSpec
+from pemt_jax.models.blocks import BlockStyle
 from pemt_jax.models.encoder_decoder import EncoderDecoder, TransformerStack
 from pemt_jax.models.sites import Aux, Site, SiteContext
 from pemt_jax.models.stack import ModelDeltas
@@ -64,10 +64,7 @@ class T5(EncoderDecoder):
 
   def setup(self):
     config = self.config
-    spec = StackSpec(config, self.plan, 'encoder', self.compute)
-    self.plan.check(self.sites(), self.depths())
-    self.shared = layers.Embedding(config.vocab_size, config.embed,
-                                   plan=self.plan.outside_layers())
+    spec, self.shared = self.first_parts('encoder', BlockStyle())
     self.encoder = Stack(spec)
     decoder = dataclasses.replace(spec, stack='decoder')
     self.decoder = Stack(decoder)
