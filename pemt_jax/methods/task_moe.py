@@ -59,7 +59,7 @@ class TaskMoEOptions:
     prediction_temperature: of evaluation and prediction; 0 takes that of the step (published:
       that of the step in training, `minimum_temperature` behind it).
     noisy_evaluation: draw Gumbel noise at evaluation too, as published.
-    fixed: routes get no gradient, and only the chosen expert runs; batches must have one task each.
+    fixed: routes get no gradient, and only the chosen expert of each row runs.
     tasks: number of tasks; set by the stage.
   """
 
@@ -115,20 +115,24 @@ class TaskOptions(TaskMoEOptions):
 
   Attributes:
     values: task vectors [task, size], or None for random ones.
+    one_task: every batch has rows of one task only.
   """
 
   values: np.ndarray | None = None
+  one_task: bool = True
 
   @classmethod
-  def of(cls, options: TaskMoEOptions, tasks: int, values: np.ndarray | None) -> TaskOptions:
+  def of(cls, options: TaskMoEOptions, tasks: int, values: np.ndarray | None,
+         one_task: bool = True) -> TaskOptions:
     """The options of a run.
 
     Args:
       options: of the config.
       tasks: their number.
       values: see the attributes.
+      one_task: see the attributes.
     """
-    return cls(**vars(options) | {'tasks': tasks, 'values': values})
+    return cls(**vars(options) | {'tasks': tasks, 'values': values, 'one_task': one_task})
 
 
 def layers_with_experts(options: TaskMoEOptions, config: Any) -> dict[str, tuple[int, ...]]:
@@ -162,9 +166,10 @@ def delta_of(options: TaskMoEOptions, config: Any, vector_size: int) -> LayerExp
   depths = tuple((stack, getattr(config, f'{stack}_layers')) for stack in ('encoder', 'decoder'))
   layers = sum(depth for _, depth in depths)
   router = RouterSpec(options.router, vector_size, options.hidden, layers, options.experts)
+  fixed = 'one_task' if getattr(options, 'one_task', True) else 'by_row'
   return LayerExperts(
       options.experts, depths, options.tasks, router if options.routes == 'router' else None,
-      options.routes, options.mode, 'one_task' if options.fixed else 'mixed',
+      options.routes, options.mode, fixed if options.fixed else 'mixed',
       options.initial_temperature, options.vector_stddev, options.noisy_evaluation,
       options.exploration, (options.explore_encoder, options.explore_decoder),
       options.random_experts, options.random_seed, options.regularization > 0,
@@ -192,8 +197,9 @@ def task_moe(options: TaskMoEOptions, config: Any, prompt_length: int) -> Method
   layers = tuple((stack, layer) for stack, own in chosen.items() for layer in own)
   rules = lambda own: Plan((
       Rule(NAME, '*/layer', own, layers if len(layers) < depth else None),))
-  fast = delta if options.fixed or not options.hard_prediction else dataclasses.replace(
-      delta, form='one_task', penalised=False)
+  fast = delta
+  if options.fixed or options.hard_prediction:
+    fast = dataclasses.replace(delta, form='one_task', penalised=False)
   fast = dataclasses.replace(fast, fixed_temperature=options.prediction_temperature)
   return Method(
       NAME, rules(delta), _tuned(options, config),

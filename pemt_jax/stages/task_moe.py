@@ -39,8 +39,8 @@ def for_tasks(options: Any, config: mlc.ConfigDict) -> Any:
     config: of the stage.
 
   Raises:
-    UserError: a task has no vector, several tasks without a mixture, batches of several tasks where
-      one expert runs for all rows, or other methods beside the routed layers.
+    UserError: a task has no vector, several tasks without a mixture, or other methods beside the
+      routed layers.
   """
   if isinstance(options, dict) and NAME in options:
     raise UserError(f"stage '{config.stage}' joins {NAME} with others, whose places its copies"
@@ -52,13 +52,11 @@ def for_tasks(options: Any, config: mlc.ConfigDict) -> Any:
   if len(names) > 1 and not mixed:
     raise UserError(f"config.tasks names {len(names)} tasks, which {NAME} trains together; set"
                     " config.mixture.sampling='proportional', or give one task.")
-  if options.fixed and mixed and config.mixture.batches not in ('single', 'drawn'):
-    raise UserError("method.fixed runs one expert for all rows of a batch, and"
-                    f" config.mixture.batches is '{config.mixture.batches}'; set it to 'single'.")
   values = None
   if options.routes == 'router':
     values = _vectors(options.vectors, names) if options.vectors else _of_start(config, names)
-  return TaskOptions.of(options, len(names), values)
+  one_task = not mixed or config.mixture.batches in ('single', 'drawn')
+  return TaskOptions.of(options, len(names), values, one_task)
 
 
 def _names_of(config: mlc.ConfigDict) -> tuple[str, ...]:
