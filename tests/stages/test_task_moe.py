@@ -129,7 +129,6 @@ def test_a_second_stage_takes_the_router_and_starts_its_layers_anew(first, base,
 
 @pytest.mark.parametrize('changes, message', [
     ({'mixture__sampling': ''}, 'config.tasks names 2 tasks, which task_moe trains together'),
-    ({'method__fixed': True}, "method.fixed runs one expert .* set it to 'single'"),
     ({'method__plain_encoder_layers': (3,)}, 'names layer 3, but the encoder has 1 layers'),
     ({'method__plain_encoder_layers': (0,), 'method__plain_decoder_layers': (0,)},
      'no layer has experts'),
