@@ -222,7 +222,8 @@ def _close(cache: dict[str, Any], own: Any, layer: LayerInputs, mixed: bool) -> 
 
 def _of_rows(inputs: StackInputs, take: Any, batch: int) -> StackInputs:
   """The inputs of some rows; what all rows share stays."""
-  own = lambda leaf: leaf if leaf is None or leaf.ndim == 0 or leaf.shape[0] != batch else take(leaf)
+  shared = lambda leaf: leaf is None or leaf.ndim == 0 or leaf.shape[0] != batch
+  own = lambda leaf: leaf if shared(leaf) else take(leaf)
   context = inputs.context
   context = context.replace(**{name: own(getattr(context, name)) for name in (
       'mask', 'rows', 'encoder_states', 'encoder_mask', 'task_ids')})
