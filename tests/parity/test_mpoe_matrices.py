@@ -11,8 +11,7 @@ from pemt_jax.experts.mpo_shapes import Factors
 from pemt_jax.interop import files, mpoe_moe_names, mpoe_names
 from pemt_jax.methods import mpo
 from pemt_jax.models import t5_config
-from pemt_jax.parity import cases, mpoe_matrices
-from pemt_jax.models.layers import Compute
+from pemt_jax.parity import mpoe_matrices
 from pemt_jax.models.roberta import Roberta
 from pemt_jax.models.t5 import T5
 from pemt_jax.training.rules import FROZEN, assign_groups
@@ -34,29 +33,17 @@ def read_case(folder):
   return json.loads((folder / 'case.json').read_text())
 
 
-def compared(folder):
-  """(name, found, expected) of all arrays of a case; all that it requires are there."""
-  case = read_case(folder)
-  kind, found = cases.compute(folder, case, Compute())
-  assert kind == 'npz'
-  assert {name for name, array in case['arrays'].items() if array['required']} <= found.keys()
-  with np.load(folder / 'outputs.npz') as expected:
-    for name, value in found.items():
-      assert value.dtype == expected[name].dtype and value.shape == expected[name].shape, name
-      yield name, value, expected[name]
-
-
 @pytest.mark.parametrize('name', [marked(name) for name in (*MODELS, *OTHERS)])
-def test_recorded_arrays_are_reproduced(name, folder_of):
-  for name, value, expected in compared(folder_of(name)):
+def test_recorded_arrays_are_reproduced(name, compared):
+  for name, value, expected in compared(name):
     scale = max(np.abs(expected).max(), 1.0 if not name.startswith('grad') else 1e-3)
     np.testing.assert_allclose(value, expected, rtol=0, atol=2e-5 * scale, err_msg=name)
 
 
 @pytest.mark.parametrize('name', DECOMPOSITIONS)
-def test_decompositions_are_reproduced_but_for_signs(name, folder_of):
+def test_decompositions_are_reproduced_but_for_signs(name, compared):
   found, chains = [], {}
-  for name, value, expected in compared(folder_of(name)):
+  for name, value, expected in compared(name):
     kind, core, number = name.rpartition('_core_')
     if core:
       chains.setdefault(kind, {})[int(number)] = value, expected
