@@ -19,8 +19,8 @@ from pemt_jax import cli
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the expert.', required=True)
 TASK = flags.DEFINE_string('task', None, 'Task whose route counts.', required=True)
 OUTPUT = flags.DEFINE_string('output', None, 'Folder to write.', required=True)
-VECTORS = flags.DEFINE_string('task_vectors', '', 'Folder with the vector of a task that the expert '
-                              'was not trained on.')
+VECTORS = flags.DEFINE_string('task_vectors', '', 'Folder with the vector of a task that the '
+                              'expert was not trained on.')
 ROUTES = flags.DEFINE_enum('routes', 'router', ['router', 'random'], "The expert's own, or random.")
 SEED = flags.DEFINE_integer('seed', 42, 'Of random routes.')
 

@@ -16,7 +16,7 @@ import numpy as np
 from pemt_jax.data.gym import title_of
 from pemt_jax.data.tasks import get_task
 from pemt_jax.errors import UserError
-from pemt_jax.experts.library import ExpertCard, load_card, load_expert
+from pemt_jax.experts.library import CARD, ExpertCard, load_card, load_expert
 from pemt_jax.interop.task_vector_files import read_task_vectors
 from pemt_jax.methods.task_moe import NAME, PLACE, TaskMoEOptions, TaskOptions
 from pemt_jax.stages.starts import start_folder
@@ -146,9 +146,14 @@ def _on_rows(trees: tuple[Tree, Tree],
 def shape_of(folder: str | pathlib.Path) -> dict[str, Any]:
   """Options that an expert must have in common with what starts from its router.
 
+  Args:
+    folder: of the expert; one that is not there yet has none, and is missed by the run.
+
   Raises:
-    UserError: no expert of routed layers.
+    UserError: an expert of another method.
   """
+  if not (pathlib.Path(folder) / CARD).is_file():
+    return {}
   card = load_card(pathlib.Path(folder))
   if card.method != NAME:
     raise UserError(f"expert '{folder}' is of method '{card.method}'; give one of {NAME}.")
