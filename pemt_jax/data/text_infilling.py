@@ -126,6 +126,14 @@ class TextInfilling(TextRows):
   ends: tuple[int, ...]
   mask_id: int
 
+  @property
+  def chunks(self) -> np.ndarray | None:
+    """[row, length] ids where all texts have one length and no answer; else None."""
+    lengths = self.texts.lengths
+    if np.any(lengths != lengths[:1]) or np.any(self.answers.lengths):
+      return None
+    return self.texts.tokens.reshape(len(lengths), -1)
+
   @functools.cached_property
   def input_lengths(self) -> np.ndarray:
     """[row] most ids of an input: those of the text, the front and eos."""

@@ -21,6 +21,7 @@ from pemt_jax.errors import UserError, one_of
 from pemt_jax.interop import backbones
 from pemt_jax.methods import baselines
 from pemt_jax.methods.base import backbone_of, make_loss
+from pemt_jax.models.bart_config import BartConfig
 from pemt_jax.stages.backbone import (
     Backbone, as_frozen, load_backbone, place, require_text_to_text)
 from pemt_jax.stages.config import data_config
@@ -86,6 +87,8 @@ def _with_token_vectors(backbone, chunks, seed):
     raise UserError("model.embedding='cooccurrence' counts in chunks; set data.unit='chunk'.")
   shapes = backbone.config
   table = cooccurrence.token_vectors(chunks, shapes.vocab_size, shapes.embed, seed=seed)
+  if isinstance(shapes, BartConfig):  # Its head does not scale what it reads.
+    table = table * np.float32(shapes.embed**-0.5)
   return dataclasses.replace(
       backbone, params={**backbone.params, 'shared': {'embedding': table}})
 

@@ -144,3 +144,10 @@ def test_the_vocabulary_of_bart_gives_its_special_ids(shared_root):
   inputs, targets = rows_of(source.assemble(np.array([0]), 0, (20, 20)), 0)
   assert inputs[0] == targets[0] == 0 and inputs[-1] == targets[-1] == 2 and 50264 in inputs
   assert tokenizer.decode_batch([targets]) == ['One sentence. And two!']
+
+
+def test_texts_are_chunks_where_all_have_one_length(chunks, tokenizer):
+  found = chunks.chunks
+  assert found.shape == (len(chunks), chunks.texts.lengths[0])
+  np.testing.assert_array_equal(found[3], chunks.texts.row(3))
+  assert infilling_of_lines(LINES, tokenizer, Noise(), seed=1).chunks is None

@@ -86,6 +86,7 @@ def test_text_infilling_makes_a_bart_that_learns(workdir):
   with config.unlocked():
     config.model.shape.vocab_size = words.vocab_size
   config.train.steps = 30
+  config.model.embedding = 'cooccurrence'
   result = run_stage(config, workdir / 'run')
   found = losses(workdir / 'run')
   assert np.mean(found[-5:]) < np.mean(found[:5]) - 0.3
