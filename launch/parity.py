@@ -25,6 +25,14 @@ OUTPUT = flags.DEFINE_string('output', None, 'Folder for <case>.npz or <case>.js
 SCAN = flags.DEFINE_bool('scan_layers', True, 'Loop over layers by scan; False unrolls.')
 DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Compute dtype.')
 
+_STACKS = ('enc', 'dec')
+
+
+def kind_of(key: str) -> str:
+  """First part of an array's name, such as 'grad'; the last one where the first is a place."""
+  first, _, rest = key.partition('/')
+  return rest.rsplit('/', 1)[-1] if rest and (first in _STACKS or '.' in first) else first
+
 
 def report(name: str, arrays: dict[str, np.ndarray], reference: pathlib.Path) -> None:
   """Prints the largest error of each kind of array against recorded outputs."""
@@ -32,7 +40,7 @@ def report(name: str, arrays: dict[str, np.ndarray], reference: pathlib.Path) ->
   with np.load(reference) as expected:
     for key, value in arrays.items():
       if key in expected and value.size:
-        kind = 'grad' if key.startswith('grad/') else key.rsplit('/', 1)[-1]
+        kind = kind_of(key)
         error = np.max(np.abs(value.astype(np.float64) - expected[key]))
         worst[kind] = max(worst.get(kind, 0.0), float(error))
   print(name, ' '.join(f'{kind}={error:.1e}' for kind, error in worst.items()))
