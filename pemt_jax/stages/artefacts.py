@@ -132,7 +132,8 @@ def open_expert(folder: pathlib.Path, backbone: Backbone | None = None,
     overrides: dotted config path -> value in place of the trained config's.
 
   Raises:
-    UserError: no expert, another backbone, or missing source experts.
+    UserError: no expert, another backbone, missing source experts, or other tasks for an expert of
+      one task.
   """
   folder = pathlib.Path(folder)
   card = load_card(folder)
@@ -145,7 +146,7 @@ def open_expert(folder: pathlib.Path, backbone: Backbone | None = None,
   flat = flatten(tuned)
   table = flat.get(f'{prompt_place(flat)}/table')
   with config.unlocked():
-    config.tasks = config.tasks if config.mixture.sampling else (card.task,)
+    config.tasks = _tasks_of(config, card, 'tasks' in (overrides or {}))
     config.learning_rates = ()
     if config.prompt.init == 'sources':  # The start is over and its sources may be gone.
       config.prompt.init = 'uniform'
@@ -162,6 +163,16 @@ def open_expert(folder: pathlib.Path, backbone: Backbone | None = None,
   first = lambda tree: jax.tree.map(lambda a: np.asarray(a)[None], cut(tree, expected))
   lifted = jax.tree.map(lambda a: np.asarray(a)[None], constants)
   return LoadedExpert(stage, next(iter(stage.specs)), first(tuned), lifted, card)
+
+
+def _tasks_of(config: mlc.ConfigDict, card: ExpertCard, given: bool) -> tuple[str, ...]:
+  """Tasks that an expert is opened for: those of the config, or the one that it belongs to."""
+  if config.mixture.sampling:
+    return config.tasks
+  if given and config.stage != task_moe.NAME:
+    raise UserError(f"expert '{card.name}' belongs to the task '{card.task}' alone; leave other"
+                    ' tasks out.')
+  return config.tasks if given else (card.task,)
 
 
 def _source_folders(folder: pathlib.Path, card: ExpertCard) -> list[pathlib.Path]:
