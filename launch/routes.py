@@ -28,6 +28,8 @@ SECONDS = flags.DEFINE_float('seconds', 0.2, 'That an animation shows each step.
 SPLIT = flags.DEFINE_enum('split', 'validation', ['train', 'validation', 'test'],
                           'Split that is scored, and whose rows tell features.')
 ROWS = flags.DEFINE_bool('rows', True, 'Read features of tasks from their rows too.')
+METRIC = flags.DEFINE_string('metric', 'average_metrics', 'That gets worse without experts.')
+LEAST = flags.DEFINE_integer('least_tasks', 1, 'Tasks that must have a feature, and lack it.')
 EXPERTS = flags.DEFINE_list('experts', ['*'], 'Experts to disable, such as encoder/0/2; each alone,'
                             ' those joined by + together; * and ? match any.')
 ROOT = flags.DEFINE_string('data_root', None, 'Folder of local rows in place of the trained one.')
@@ -46,7 +48,7 @@ def main(_: list[str]) -> None:
       (f'data.max_{SPLIT.value}_rows', MAX_ROWS.value)) if value}
   options = route_analysis.RouteOptions(
       REPLICA.value, ORDER.value, WHICH.value, SECONDS.value, SPLIT.value, ROWS.value,
-      tuple(EXPERTS.value), overrides)
+      LEAST.value, tuple(EXPERTS.value), METRIC.value, overrides)
   output = pathlib.Path(OUTPUT.value)
   write = route_analysis.WRITERS[ACTION.value]
   for line in write(pathlib.Path(WORKDIR.value), output, options):

@@ -60,14 +60,15 @@ def _mean_words(texts: Sequence[str]) -> float:
   return float(np.mean([len(text.split()) for text in texts]))
 
 
-def feature_table(names: Sequence[str], examples: Mapping[str, Sequence[Example]] | None = None
-                  ) -> tuple[tuple[str, ...], np.ndarray]:
-  """Boolean features of tasks; those that all or none of them have are left out.
+def feature_table(names: Sequence[str], examples: Mapping[str, Sequence[Example]] | None = None,
+                  least: int = 1) -> tuple[tuple[str, ...], np.ndarray]:
+  """Boolean features that divide the tasks.
 
   Args:
     names: of the tasks.
     examples: task -> some of its rows; None leaves out what only rows tell. Inputs and targets are
       long where their mean number of words is above the median of the tasks.
+    least: tasks that must have a feature, and that must lack it.
 
   Returns:
     Names of the features in sorted order, and [task, feature] booleans.
@@ -83,5 +84,5 @@ def feature_table(names: Sequence[str], examples: Mapping[str, Sequence[Example]
   features = sorted(set().union(*found))
   table = np.array([[feature in own for feature in features] for own in found], bool)
   table = table.reshape(len(names), len(features))
-  differs = table.any(axis=0) & ~table.all(axis=0)
+  differs = np.minimum(table.sum(axis=0), (~table).sum(axis=0)) >= max(least, 1)
   return tuple(np.array(features)[differs].tolist()), table[:, differs]

@@ -66,20 +66,21 @@ def correlation_matrix(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def drops(scores: Mapping[str, Mapping[str, float]], full: str,
-          categories: Mapping[str, str]) -> pd.DataFrame:
-  """Points that tasks and categories of tasks lose without some experts.
+          categories: Mapping[str, str], lower: bool = False) -> pd.DataFrame:
+  """What tasks and categories of tasks lose without some experts.
 
   Args:
     scores: setting -> task -> score; NaN where it is not defined.
     full: the setting with all experts.
     categories: of the tasks.
+    lower: whether lower scores are better.
 
   Returns:
     One row for each other setting; columns are `ALL`, the categories, then the tasks. The first two
     are means over the tasks whose scores are defined.
   """
   table = pd.DataFrame(scores).T
-  lost = table.loc[full] - table.drop(index=full)
+  lost = (table.loc[full] - table.drop(index=full)) * (-1 if lower else 1)
   means = {ALL: lost.mean(axis=1)}
   for category in sorted(set(categories.values())):
     own = [task for task in lost.columns if categories[task] == category]
@@ -87,16 +88,17 @@ def drops(scores: Mapping[str, Mapping[str, float]], full: str,
   return pd.concat([pd.DataFrame(means), lost], axis=1)
 
 
-def drop_view(table: pd.DataFrame, categories: int) -> views.View:
+def drop_view(table: pd.DataFrame, categories: int, metric: str) -> views.View:
   """Drops of all tasks and of categories as a table of text, the largest first.
 
   Args:
     table: of `drops`.
     categories: their number.
+    metric: that gets worse.
   """
   own = table.iloc[:, :1 + categories].sort_values(ALL, ascending=False, kind='stable')
   rows = [[name, *(views.tables.MISSING if np.isnan(value) else f'{value:+.2f}' for value in row)]
           for name, row in zip(own.index, own.to_numpy(), strict=True)]
   head = [str(name).removeprefix('category ') for name in own.columns]
   return views.plain_view(('without', *head), rows,
-                          'Score with all experts minus score without these, mean over tasks.')
+                          f'By how much {metric} is worse without these experts, mean over tasks.')

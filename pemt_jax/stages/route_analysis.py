@@ -23,6 +23,7 @@ from pemt_jax.models.sites import Rule
 from pemt_jax.reports import masks, route_features, routes as pictures, views
 from pemt_jax.reports.plots import short_names
 from pemt_jax.reports.route_files import ROUTES, Routes, read_route_steps, read_routes
+from pemt_jax.reports.tables import lower_is_better
 from pemt_jax.stages.artefacts import LoadedExpert, open_expert
 from pemt_jax.stages.predict import expert_folders
 from pemt_jax.stages.route_records import route_arrays, route_rule, save_routes
@@ -46,7 +47,9 @@ class RouteOptions:
     seconds: that an animation shows each step.
     split: that experts are disabled on; its rows tell features of tasks too.
     rows: whether features are also read from rows.
+    least_tasks: that must have a feature, and that must lack it.
     experts: what is disabled, see `settings_of`.
+    metric: that then gets worse; the average of a task's metrics, or another name such as `loss`.
     overrides: dotted config path -> value in place of the trained config's.
   """
 
@@ -56,7 +59,9 @@ class RouteOptions:
   seconds: float = 0.2
   split: str = 'validation'
   rows: bool = True
+  least_tasks: int = 1
   experts: tuple[str, ...] = ('*',)
+  metric: str = AVERAGE
   overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -196,7 +201,7 @@ def write_correlations(place: pathlib.Path, output: pathlib.Path,
   if len(own.tasks) < 3:
     raise UserError(f'{place} has routes of {len(own.tasks)} tasks, whose correlation with features'
                     ' says nothing; give a run of at least three tasks.')
-  names, features = feature_table(own.tasks, examples)
+  names, features = feature_table(own.tasks, examples, options.least_tasks)
   weights = own.now if options.which == 'now' else own.at_one
   table = route_features.correlations(weights, own.layers, features, names)
   view = route_features.correlation_view(table)
@@ -268,30 +273,38 @@ def _stack_and_layer(name: str) -> tuple[str, int]:
 
 
 def scores_without(expert: LoadedExpert, rule: Rule, pairs: tuple[tuple[int, int], ...],
-                   split: str) -> dict[str, float]:
+                   options: RouteOptions) -> dict[str, float]:
   """Scores of the tasks of an expert with some copies disabled; all settings share a program.
 
   Args:
     expert: see `open_routed`.
     rule: of the copies.
     pairs: (layer, expert) of the copies.
-    split: that is scored.
+    options: split and metric.
+
+  Raises:
+    UserError: a task does not have the metric.
   """
   flat = dict(flatten(expert.constants))
   path = f'deltas/{rule.name}/closed'
   flat[path] = jnp.maximum(flat[path], route_maps.closing(rule.delta, pairs))
   stage, replica = expert.stage, Replica(expert.name, 0, 0.0, 0, 1)
-  found, = stage.evaluator(expert.tuned, stage.start.frozen, unflatten(flat), (replica,), split)
+  found, = stage.evaluator(expert.tuned, stage.start.frozen, unflatten(flat), (replica,),
+                           options.split)
   spec = stage.specs[expert.name]
-  if not spec.parts:
-    return {spec.task: found[AVERAGE]}
-  return {task: found[f'{task}/{AVERAGE}'] for task in spec.tasks}
+  keys = {task: f'{task}/{options.metric}' if spec.parts else options.metric
+          for task in spec.tasks}
+  missing = [task for task, key in keys.items() if key not in found]
+  if missing:
+    raise UserError(f"task '{missing[0]}' has no metric '{options.metric}'; correct --metric.")
+  return {task: float(found[key]) for task, key in keys.items()}
 
 
 def write_drops(place: pathlib.Path, output: pathlib.Path, options: RouteOptions) -> list[str]:
-  """Disables experts, one setting after the other: drop.csv, .md and .svg, scores.json, result.json.
+  """Disables experts, one setting after the other: drop.csv, .md and .svg, two files of JSON.
 
-  What `scores.json` holds of the same expert and split already is not computed again.
+  Scores go to `scores.json`, tables for a report to `result.json`. What `scores.json` holds of the
+  same expert, split and metric is not computed again.
 
   Returns:
     Lines to print.
@@ -304,37 +317,38 @@ def write_drops(place: pathlib.Path, output: pathlib.Path, options: RouteOptions
     raise UserError(f"expert '{expert.card.name}' has routes '{rule.delta.source}', of which none"
                     ' can be disabled; give an expert with a router or a table.')
   settings = {FULL: ()} | settings_of(options.experts, rule)
-  about = {'expert': str((place if place.parent.name == FOLDER else place / FOLDER / expert.name)
-                         .resolve()), 'split': options.split, 'overrides': {
-                             name: list(value) if isinstance(value, tuple) else value
-                             for name, value in options.overrides.items()}}
+  folder = place if place.parent.name == FOLDER else place / FOLDER / expert.name
+  about = {'expert': str(folder.resolve()), 'split': options.split, 'metric': options.metric,
+           'overrides': {name: list(value) if isinstance(value, tuple) else value
+                         for name, value in options.overrides.items()}}
   path = output / SCORES
   stored = tree_files.read_json(path) if path.is_file() else {**about, 'scores': {}}
   if any(stored.get(name) != value for name, value in about.items()):
-    raise UserError(f'{path} holds scores of {stored.get("expert")} on {stored.get("split")}, not of'
-                    ' what is asked for; choose another --output.')
+    raise UserError(f"{path} holds {stored.get('metric')} of {stored.get('expert')} on"
+                    f" {stored.get('split')}, not what is asked for; choose another --output.")
   scores = stored['scores']
   output.mkdir(parents=True, exist_ok=True)
   for name, pairs in settings.items():
     if name not in scores:
-      found = scores_without(expert, rule, pairs, options.split)
+      found = scores_without(expert, rule, pairs, options)
       scores[name] = {task: None if math.isnan(value) else value for task, value in found.items()}
       tree_files.write_json(path, {**about, 'scores': scores})
   chosen = {name: {task: math.nan if value is None else value
                    for task, value in scores[name].items()} for name in settings}
-  return _write_drop_tables(output, chosen)
+  return _write_drop_tables(output, chosen, options.metric)
 
 
-def _write_drop_tables(output: pathlib.Path, scores: dict[str, dict[str, float]]) -> list[str]:
+def _write_drop_tables(output: pathlib.Path, scores: dict[str, dict[str, float]],
+                       metric: str) -> list[str]:
   """Tables of drops by setting: categories in Markdown and the picture, tasks too in CSV."""
   categories = {task: ontology(task)[0] for task in scores[FULL]}
-  table = route_features.drops(scores, FULL, categories)
+  table = route_features.drops(scores, FULL, categories, lower_is_better(metric))
   count = len(set(categories.values()))
-  view = route_features.drop_view(table, count)
+  view = route_features.drop_view(table, count, metric)
   write_text(output / 'drop.csv', table.to_csv(index_label='without'))
   matrix = table.iloc[:, 1 + count:].T
   matrix.index = short_names(list(matrix.index))
-  _finish(output, 'drop', 'Points lost without experts', view, matrix)
+  _finish(output, 'drop', 'What is lost without experts', view, matrix)
   return [views.to_markdown(view)]
 
 

@@ -17,7 +17,7 @@ def rows(*pairs, targets=()):
 
 
 EXAMPLES = {
-    TASKS[0]: rows((' [glue-rte] it rains here', ' entailment'), (' [glue-rte] so it is', ' neutral')),
+    TASKS[0]: rows((' [glue-rte] it rains', ' entailment'), (' [glue-rte] so it is', ' neutral')),
     TASKS[1]: rows(('Who is she? context: she is Ann Bell of Rome', '<extra_id_0>Ann Bell'),
                    ('Where is he? context: he is at the old house', '<extra_id_0>Old house'),
                    targets=('a', 'b')),
@@ -51,6 +51,9 @@ def test_features_are_stated_or_seen_in_most_rows():
 
 
 def test_without_rows_only_what_is_stated_is_there():
+  assert set(feature_table(TASKS, least=2)[0]) >= {'category qa', 'rows drawn by label'}
+  assert feature_table(TASKS, least=2)[1].sum(axis=0).tolist() == [2] * len(
+      feature_table(TASKS, least=2)[0])
   names, table = feature_table(TASKS)
   assert 'long input' not in names and 'category qa' in names
   assert feature_table(TASKS[:1])[1].shape == (1, 0)

@@ -11,7 +11,7 @@ import pytest
 
 from pemt_jax.errors import UserError
 from pemt_jax.experts import tree_files
-from pemt_jax.reports import html
+from pemt_jax.reports import html, route_features
 from pemt_jax.reports.route_files import read_routes
 from pemt_jax.stages import route_analysis
 from pemt_jax.stages.route_analysis import RouteOptions
@@ -108,9 +108,12 @@ def test_routes_are_compared_with_features_of_tasks_and_of_rows(run, workdir):
 def losses(routed, pairs):
   """Loss of every task with some experts disabled."""
   expert, rule = routed
-  route_analysis.scores_without(expert, rule, pairs, 'validation')
+  found = route_analysis.scores_without(expert, rule, pairs, RouteOptions(metric='loss'))
   _, statistics = expert.stage.evaluator.latest[expert.name, 'validation']
-  return np.array([stats['total'] for stats in statistics])
+  assert list(found) == list(TASKS)
+  np.testing.assert_allclose(
+      list(found.values()), [stats['total'] / stats['weight'] for stats in statistics], rtol=1e-6)
+  return np.array(list(found.values()))
 
 
 def test_only_what_a_task_uses_is_missed(routed):
@@ -121,7 +124,7 @@ def test_only_what_a_task_uses_is_missed(routed):
   without = np.stack([losses(routed, ((2, number),)) for number in range(2)])
   for task, number in enumerate(used):
     assert without[1 - number, task] == pytest.approx(full[task], rel=1e-4)
-    assert abs(without[number, task] - full[task]) > 1e-3
+    assert abs(without[number, task] - full[task]) > 1e-4
   assert losses(routed, ((0, 0),)) == pytest.approx(full, rel=1e-6)  # a plain layer
   assert expert.stage.evaluator.predict_of(TASKS[0])._cache_size() == 1
 
@@ -140,7 +143,7 @@ def test_what_is_disabled_has_a_name(routed):
 def test_drops_are_tables_that_a_second_call_completes(routed, workdir, monkeypatch):
   calls, scores = [], {(): 50.0, ((1, 0),): 20.0, ((1, 1),): 60.0}
 
-  def score(expert, rule, pairs, split):
+  def score(expert, rule, pairs, options):
     calls.append(pairs)
     return {task: scores[pairs] + i if i else float('nan') for i, task in enumerate(TASKS)}
 
@@ -155,6 +158,10 @@ def test_drops_are_tables_that_a_second_call_completes(routed, workdir, monkeypa
   table = pd.read_csv(output / 'drop.csv', index_col='without')
   assert table['all'].to_dict() == {'encoder/1/0': 30.0, 'encoder/1/1': -10.0}
   assert table[TASKS[0]].isna().all() and (table[TASKS[1]] == table['all']).all()
-  assert '+30.00' in text and 'Points lost without experts' in html.write_report(output).read_text()
+  assert '+30.00' in text
+  assert 'What is lost without experts' in html.write_report(output).read_text()
+  scores = {'full': {'t': 1.0}, 'without': {'t': 3.0}}
+  rises = route_features.drops(scores, 'full', {'t': 'c'}, True)
+  assert rises.loc['without'].tolist() == [2.0] * 3
   with pytest.raises(UserError, match='choose another --output'):
     route_analysis.write_drops(place, output, dataclasses.replace(options, split='test'))
