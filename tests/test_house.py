@@ -29,7 +29,7 @@ HEAVY = {'torch', 'transformers', 'datasets', 'tensorflow', 'tensorflow_datasets
          'grain', 'orbax', 'sklearn', 'tokenizers', 'sentencepiece', 'pandas', 'pyarrow', 'scipy'}
 # Distributions whose import name is another one.
 IMPORT_NAMES = {'absl-py': 'absl', 'orbax-checkpoint': 'orbax', 'scikit-learn': 'sklearn',
-                'pytest-timeout': None}
+                'pillow': 'PIL', 'pytest-timeout': None}
 FORBIDDEN = {
     'a path of one machine': r'(?<![\w.])/(?:home/\w+|Users/\w+|root)/',
     'a ticket': r'\bissue #?\d',
