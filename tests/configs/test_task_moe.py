@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from configs.real_data import task_moe as small
 from configs.task_moe import few_shot, maml, multi_task, stage1, stage2
 from pemt_jax.data import gym_table
 from pemt_jax.stages.config import options_of
-from pemt_jax.stages.few_shot_config import titles_of
+from pemt_jax.stages.few_shot_config import check_few_shot, titles_of
 from pemt_jax.stages.rows import mixing_of, replica_specs
 
 
@@ -61,3 +62,23 @@ def test_both_stages_of_routed_layers_are_the_published_ones():
     config = stage1.get_config(f'routes={routes},start_id=-1')
     assert config.method.hard_prediction == hard and config.generation.start_id is None
     assert not config.train.group_multipliers
+
+
+def test_all_runs_on_a_small_bart_see_the_same_rows():
+  parts = gym_table.partition('random')
+  assert len(small.SEEN) == 24 and set(small.SEEN) < set(parts['train'])
+  assert len(small.UNSEEN) == 4 and not set(small.UNSEEN) & set(parts['train'])
+  first = small.get_config()
+  for argument in ('stage=2', 'stage=multi_task', 'routes=average', 'routes=task_random'):
+    config = small.get_config(argument)
+    options_of(config)
+    assert config.tasks == first.tasks
+    for part in ('data', 'trainable', 'mixture'):
+      assert config[part] == first[part], (argument, part)
+    assert config.generation.start_id is None and config.generation.num_beams == 1
+    for name in ('steps', 'learning_rate', 'warmup_steps', 'eval_every', 'clip_norm'):
+      assert config.train[name] == first.train[name], (argument, name)
+  grid = small.get_config('stage=few_shot')
+  check_few_shot(grid)
+  assert titles_of(grid) == small.UNSEEN
+  assert len(small.get_config('stage=vectors').tasks) == 28
