@@ -3,7 +3,7 @@
 python launch/train.py --config=configs/real_data/task_moe.py:stage=1,vectors=VECTORS \\
   --workdir=runs/real_data/task_moe/stage1 --config.data.root=GYM \\
   --config.model.name=runs/real_data/bart/backbone
-python launch/train.py --config=configs/real_data/task_moe.py:stage=2,vectors=VECTORS,first=EXPERT \\
+python launch/train.py --config=configs/real_data/task_moe.py:stage=2,first=EXPERT \\
   --workdir=runs/real_data/task_moe/stage2 --config.data.root=GYM \\
   --config.model.name=runs/real_data/bart/backbone
 
@@ -20,7 +20,7 @@ import ml_collections as mlc
 
 from configs.task_moe import few_shot, multi_task, stage1, stage2, vectors
 from pemt_jax.data.gym import GYM_PREFIX
-from pemt_jax.errors import one_of
+from pemt_jax.errors import UserError, one_of
 from pemt_jax.stages.config import parse_argument
 
 # Inputs of at most 50 words in the median row; all are train tasks of the random split.
@@ -65,14 +65,17 @@ def _mixture(config: mlc.ConfigDict, steps: int) -> mlc.ConfigDict:
 def _routed(values: dict[str, str | int]) -> mlc.ConfigDict:
   """A stage whose temperature falls over the same share of its steps as published."""
   steps = values['steps']
-  given = f'vectors={values["vectors"]},start_id=-1'
   if values['stage'] == '1':
-    config = _mixture(stage1.get_config(f'{given},routes={values["routes"]}').unlock(), steps)
+    config = _mixture(stage1.get_config(
+        f'start_id=-1,vectors={values["vectors"]},routes={values["routes"]}').unlock(), steps)
     config.method.anneal_rate = 9.0 / steps
     if values['routes'] == 'router':
       config.train.group_multipliers = {'router': 10.0, 'task_vectors': 10.0}
   else:
-    config = _mixture(stage2.get_config(f'{given},first={values["first"]}').unlock(), steps)
+    if values['vectors']:
+      raise UserError(f"config argument 'vectors={values['vectors']}' would replace the vectors that"
+                      ' the first stage has tuned; leave it out.')
+    config = _mixture(stage2.get_config(f'start_id=-1,first={values["first"]}').unlock(), steps)
     config.method.anneal_rate = 6.0 / steps
   config.method.vector_size = 128
   return config
