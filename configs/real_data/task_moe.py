@@ -73,8 +73,8 @@ def _routed(values: dict[str, str | int]) -> mlc.ConfigDict:
       config.train.group_multipliers = {'router': 10.0, 'task_vectors': 10.0}
   else:
     if values['vectors']:
-      raise UserError(f"config argument 'vectors={values['vectors']}' would replace the vectors that"
-                      ' the first stage has tuned; leave it out.')
+      raise UserError(f"config argument 'vectors={values['vectors']}' would replace the vectors"
+                      ' that the first stage has tuned; leave it out.')
     config = _mixture(stage2.get_config(f'start_id=-1,first={values["first"]}').unlock(), steps)
     config.method.anneal_rate = 6.0 / steps
   config.method.vector_size = 128

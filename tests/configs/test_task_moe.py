@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from configs.real_data import task_moe as small
 from configs.task_moe import few_shot, maml, multi_task, stage1, stage2
 from pemt_jax.data import gym_table
+from pemt_jax.errors import UserError
 from pemt_jax.stages.config import options_of
 from pemt_jax.stages.few_shot_config import check_few_shot, titles_of
 from pemt_jax.stages.rows import mixing_of, replica_specs
@@ -78,6 +81,8 @@ def test_all_runs_on_a_small_bart_see_the_same_rows():
     assert config.generation.start_id is None and config.generation.num_beams == 1
     for name in ('steps', 'learning_rate', 'warmup_steps', 'eval_every', 'clip_norm'):
       assert config.train[name] == first.train[name], (argument, name)
+  with pytest.raises(UserError, match="'vectors=V' would replace the vectors that the first stage"):
+    small.get_config('stage=2,vectors=V')
   grid = small.get_config('stage=few_shot')
   check_few_shot(grid)
   assert titles_of(grid) == small.UNSEEN
