@@ -39,8 +39,8 @@ def for_tasks(options: Any, config: mlc.ConfigDict) -> Any:
     config: of the stage.
 
   Raises:
-    UserError: a task has no vector, several tasks without a mixture, or other methods beside the
-      routed layers.
+    UserError: a task has no vector, or another one than the start; several tasks without a mixture;
+      other methods beside the routed layers.
   """
   if isinstance(options, dict) and NAME in options:
     raise UserError(f"stage '{config.stage}' joins {NAME} with others, whose places its copies"
@@ -55,6 +55,8 @@ def for_tasks(options: Any, config: mlc.ConfigDict) -> Any:
   values = None
   if options.routes == 'router':
     values = _vectors(options.vectors, names) if options.vectors else _of_start(config, names)
+    if options.vectors:
+      _require_those_of_start(config, options.vectors, names, values)
   one_task = not mixed or config.mixture.batches in ('single', 'drawn')
   return TaskOptions.of(options, len(names), values, one_task)
 
@@ -86,6 +88,21 @@ def _of_start(config: mlc.ConfigDict, names: Sequence[str]) -> np.ndarray | None
   if rows is None:
     return None
   return _chosen(rows, trained_tasks(load_card(folder)), names, str(folder))
+
+
+def _require_those_of_start(config: mlc.ConfigDict, folder: str, names: Sequence[str],
+                            values: np.ndarray) -> None:
+  """Refuses vectors that the router of the start has not read: those of a task it trained on."""
+  for start in config.starts:
+    place = start_folder(start, names[0])
+    tuned, constants, _ = load_expert(place)
+    rows = (flatten(tuned) | flatten(constants)).get(VECTORS)
+    trained = trained_tasks(load_card(place))
+    for name, value in zip(names, values, strict=True):
+      if rows is not None and name in trained and not np.array_equal(
+          np.asarray(rows)[trained.index(name)], value):
+        raise UserError(f"expert '{place}' has another vector of '{name}' than method.vectors"
+                        f" '{folder}', since it has tuned them; leave method.vectors empty.")
 
 
 def trained_tasks(card: ExpertCard) -> tuple[str, ...]:

@@ -121,6 +121,11 @@ def test_a_second_stage_takes_the_router_and_starts_its_layers_anew(first, base,
   plain = flatten(first.stage.backbone.params)['encoder/layers/mlp/wi/kernel']
   leaf = flat['encoder/layers/experts/mlp/wi/kernel']
   np.testing.assert_array_equal(leaf, np.stack([plain] * 2, axis=1))
+  other = base / 'other_vectors'
+  task_vector_files.write_task_vectors(other, random_vectors(TASKS, 6, 1.0, 1))
+  with pytest.raises(UserError, match='has another vector of .* leave method.vectors empty'):
+    build(config_of(backbone, other, starts=(str(expert),), method__tune_vectors=False),
+          base / 'third', first.stage.backbone)
   with config.unlocked():
     config.start_only = ('router',)
   with pytest.raises(UserError, match="config.start_only has 'router', which no leaf"):
