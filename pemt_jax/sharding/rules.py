@@ -37,6 +37,7 @@ RULES: Rules = (
     ('mpo_right', 'tensor'),
     ('mpo_in', None),
     ('mpo_out', None),
+    ('task', None),  # vectors and routes of tasks
     ('member', None),  # experts or terms inside of one delta
     ('kronecker_in', None),
     ('kronecker_out', None),

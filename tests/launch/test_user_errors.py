@@ -44,7 +44,7 @@ def train_fails(fails, workdir, overrides):
     (['--config.tasks=boolq'], "there is no task 'boolq'; close names are superglue-boolq."),
     (['--config.data.batchsize=3'],
      f'Unknown config key config.data.batchsize for {STAGE1}; the closest existing keys are '
-     'config.data.batch_size, config.data.eval_batch_size, config.data.data_seed.'),
+     'config.data.batch_size, config.data.eval_batch_size, config.batch_sizes.'),
     (['--config.data.batch_size=many'],
      "Value 'many' of option --config.data.batch_size is not allowed: invalid literal for int() "
      "with base 10: 'many'; correct it."),

@@ -384,7 +384,7 @@ def test_a_bank_of_experts_that_move_the_whole_backbone_is_refused():
     bank_program('fastfood')
 
 
-FOLDED = ('lora', 'lora_ensembling', 'ia3', 'full', 'mpo')
+FOLDED = ('lora', 'lora_ensembling', 'ia3', 'full', 'maml', 'mpo')
 
 
 @EVERY

@@ -28,7 +28,7 @@ def test_a_method_finds_its_places_and_the_head_is_trained(name):
   groups = assign_groups(shapes, method.tuned)
   assert groups['head/out/kernel'] == 'head' and method.tuned.count(HEAD) == 1
   assert groups['shared/embedding'] == {'task_moe': 'model', **dict.fromkeys(
-      ('full', 'mpo', 'switch', 'top2'), 'backbone')}.get(name, FROZEN)
+      ('full', 'maml', 'mpo', 'switch', 'top2'), 'backbone')}.get(name, FROZEN)
   tuned = [path for path, group in groups.items() if group not in (FROZEN, 'head')]
   assert tuned and (name != 'bitfit' or all(path.endswith('/bias') for path in tuned))
   if name == 'bitfit':

@@ -96,7 +96,7 @@ def test_a_config_survives_json(stage):
   config = with_differences(rte={'data': {'batch_size': 7}, 'train': {'epochs': 2.0}})
   config.stage = stage
   with config.unlocked():
-    config.method = base_config(stage).method
+    config.method, config.prompt = base_config(stage).method, base_config(stage).prompt
     config.data.files.train = 'rows.tsv'
     config.train.row_axes = (('.*/up', 1),)
   config.data.few_shot = 4
