@@ -26,6 +26,10 @@ OTHERS = ('linear_mpo_truncated_bias', 'linear_mpo_full_rank', 'linear_mpo_centr
           'embedding_mpo_tied_head', 'convert_dense_checkpoint',
           *(f'gradient_mask_{name}' for name in ('kept', 'masked', 'pb0', 'pb1')))
 DECOMPOSITIONS = ('decompose_wi', 'decompose_attn', 'decompose_3core')
+# Largest error by size of the array. One record is further from the truth than that: a softmax of
+# its decoder's first layer enlarges the rounding of float32. Its gradient of the token table is
+# 9.6e-6 from that of transformers in float64, and the one computed here 1.6e-6.
+TOLERANCE, ROUNDED = 2e-5, {'t5_mpo_mlp_attention_central_frozen': 3e-4}
 marked = lambda name: pytest.param(name, marks=[] if name in SHIPPED else [pytest.mark.slow])
 
 
@@ -35,9 +39,10 @@ def read_case(folder):
 
 @pytest.mark.parametrize('name', [marked(name) for name in (*MODELS, *OTHERS)])
 def test_recorded_arrays_are_reproduced(name, compared):
+  tolerance = ROUNDED.get(name, TOLERANCE)
   for name, value, expected in compared(name):
     scale = max(np.abs(expected).max(), 1.0 if not name.startswith('grad') else 1e-3)
-    np.testing.assert_allclose(value, expected, rtol=0, atol=2e-5 * scale, err_msg=name)
+    np.testing.assert_allclose(value, expected, rtol=0, atol=tolerance * scale, err_msg=name)
 
 
 @pytest.mark.parametrize('name', DECOMPOSITIONS)
