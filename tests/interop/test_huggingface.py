@@ -87,6 +87,7 @@ def test_tensors_of_transformers_come_in_and_go_out_unchanged(tmp_path, family):
 @pytest.mark.parametrize('family', FAMILIES)
 @pytest.mark.parametrize('shards', [1, 2])
 def test_transformers_loads_what_is_saved(tmp_path, family, shards):
+  pytest.importorskip('torch')
   transformers = pytest.importorskip('transformers')
   config = FAMILIES[family]
   params = random_params(config)
