@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -27,6 +28,22 @@ def number(field: str, value: float, right: bool, allowed: str) -> None:
   """
   if not right:
     raise UserError(f'{field} is {value}; give a number {allowed}.')
+
+
+def at_least(options: Any, bound: float, *fields: str) -> None:
+  """Checks numbers among the options of a method.
+
+  Args:
+    options: object with the fields.
+    bound: smallest number that is right.
+    *fields: names below `method`.
+
+  Raises:
+    UserError: the first number below the bound.
+  """
+  for field in fields:
+    value = getattr(options, field)
+    number(f'method.{field}', value, value >= bound, f'of at least {bound}')
 
 
 def one_of(field: str, value: str, allowed: Iterable[str]) -> None:

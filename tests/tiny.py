@@ -161,3 +161,22 @@ def replace(config, **changes):
 def stack(trees):
   """Leaves of equal trees on a new leading axis."""
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def cached_logits(model, variables, batch, targets, task_ids=None):
+  """Logits of decoding step by step; targets [batch, beams, length] stand as beams."""
+  count, beams, length = targets.shape
+  encoded = model.apply(variables, batch['inputs'], batch['inputs_mask'], task_ids,
+                        method='encode')
+  memory, cache = model.apply(variables, encoded, count * beams, length, task_ids,
+                              method='start_decoding')
+  tokens = shift_right(targets.reshape(-1, length), model.config.start_id)
+
+  def step(cache, position):
+    logits, cache = model.apply(variables, tokens[:, position], position, cache, memory,
+                                method='decode_step')
+    return cache, logits
+
+  _, logits = jax.lax.scan(step, cache, jnp.arange(length))
+  return logits.transpose(1, 0, 2).reshape(count, beams, length, -1)

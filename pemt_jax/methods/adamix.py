@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from pemt_jax.deltas.adamix import INFERENCE, AdaMix
-from pemt_jax.errors import number, one_of
+from pemt_jax.errors import at_least, one_of
 from pemt_jax.methods.base import FROZEN, Method
 from pemt_jax.models.sites import Plan, Rule
 from pemt_jax.models.t5_config import T5Config
@@ -41,9 +41,8 @@ class AdaMixOptions:
     Raises:
       UserError: an unknown word or a number out of its range.
     """
-    number('method.experts', self.experts, self.experts >= 1, 'of at least 1')
-    number('method.size', self.size, self.size >= 1, 'of at least 1')
-    number('method.consistency', self.consistency, self.consistency >= 0, 'of at least 0')
+    at_least(self, 1, 'experts', 'size')
+    at_least(self, 0, 'consistency')
     one_of('method.inference', self.inference, INFERENCE)
 
 

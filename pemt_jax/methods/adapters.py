@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from pemt_jax.deltas.adapter import ACTIVATIONS, READS, Adapter, Bottleneck
 from pemt_jax.deltas.compacter import Compacter
-from pemt_jax.errors import UserError, number, one_of
+from pemt_jax.errors import UserError, at_least, one_of
 from pemt_jax.methods.base import FROZEN, Method
 from pemt_jax.methods.pemt import NORMS
 from pemt_jax.models.sites import Plan, Rule
@@ -73,9 +73,8 @@ class FamilyOptions:
     Raises:
       UserError: an unknown word, a number out of its range, or no place for an adapter.
     """
-    number('method.reduction', self.reduction, self.reduction >= 1, 'of at least 1')
-    number('method.size', self.size, self.size >= 0, 'of at least 0')
-    number('method.stddev', self.stddev, self.stddev >= 0, 'of at least 0')
+    at_least(self, 1, 'reduction')
+    at_least(self, 0, 'size', 'stddev')
     one_of('method.activation', self.activation, ACTIVATIONS)
     one_of('method.reads', self.reads, READS)
     one_of('method.up_init', self.up_init, ('normal', 'zero', 'ones'))
@@ -123,9 +122,8 @@ class CompacterOptions:
     Raises:
       UserError: an unknown word or a number out of its range.
     """
-    number('method.reduction', self.reduction, self.reduction >= 1, 'of at least 1')
-    number('method.terms', self.terms, self.terms >= 1, 'of at least 1')
-    number('method.rank', self.rank, self.rank >= 0, 'of at least 0')
+    at_least(self, 1, 'reduction', 'terms')
+    at_least(self, 0, 'rank')
     one_of('method.activation', self.activation, ACTIVATIONS)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from pemt_jax.deltas.attempt import ATTENTIONS, Attempt
-from pemt_jax.errors import UserError, number, one_of
+from pemt_jax.errors import UserError, at_least, number, one_of
 from pemt_jax.methods.base import FROZEN, Method
 from pemt_jax.models.sites import Plan, Rule
 from pemt_jax.models.t5_config import T5Config
@@ -52,9 +52,7 @@ class AttemptOptions:
       raise UserError(f"method.attention is '{self.attention}', which the published code names but"
                       f' cannot run; choose one of {", ".join(ATTENTIONS)}.')
     one_of('method.attention', self.attention, ATTENTIONS)
-    for name in ('sources', 'targets', 'hidden'):
-      value = getattr(self, name)
-      number(f'method.{name}', value, value >= 1, 'of at least 1')
+    at_least(self, 1, 'sources', 'targets', 'hidden')
     number('method.temperature', self.temperature, self.temperature > 0, 'above 0')
     if self.ignore_target and not (self.tune_attention and self.attention in ('sub', 'linear')):
       raise UserError('method.ignore_target leaves nothing to train; set method.tune_attention and'

@@ -7,7 +7,7 @@ import dataclasses
 from pemt_jax.deltas.adapter import ACTIVATIONS, Adapter, Bottleneck
 from pemt_jax.deltas.lora import LoRA
 from pemt_jax.deltas.prompt import Prompt
-from pemt_jax.errors import number, one_of
+from pemt_jax.errors import at_least, one_of
 from pemt_jax.methods.base import FROZEN, Method, embed_site
 from pemt_jax.methods.pemt import NORMS, PROMPT
 from pemt_jax.models.bart import LOGITS_BIAS
@@ -39,7 +39,7 @@ class AdapterOptions:
     Raises:
       UserError: an unknown word or a number out of its range.
     """
-    number('method.reduction', self.reduction, self.reduction >= 1, 'of at least 1')
+    at_least(self, 1, 'reduction')
     one_of('method.activation', self.activation, ACTIVATIONS)
 
 
@@ -70,7 +70,7 @@ class LoRAOptions:
     Raises:
       UserError: an unknown word or a number out of its range.
     """
-    number('method.rank', self.rank, self.rank >= 1, 'of at least 1')
+    at_least(self, 1, 'rank')
     one_of('method.up_init', self.up_init, ('uniform', 'zero'))
     for name in self.projections:
       one_of('method.projections', name, PROJECTIONS)

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 
 from pemt_jax.deltas.adapter import ACTIVATIONS, Adapter, Bottleneck
-from pemt_jax.errors import UserError, number, one_of
+from pemt_jax.errors import UserError, at_least, one_of
 from pemt_jax.experts.hypernet import Embeddings, Generated
 from pemt_jax.experts.task_bank import TaskBank
 from pemt_jax.methods.adapters import head_weight
@@ -60,9 +60,8 @@ class ControllerOptions:
       UserError: an unknown word, a number out of its range, or members of another number of tasks.
     """
     one_of('method.activation', self.activation, ACTIVATIONS)
-    number('method.reduction', self.reduction, self.reduction >= 1, 'of at least 1')
-    number('method.tasks', self.tasks, self.tasks >= 0, 'of at least 0')
-    number('method.stddev', self.stddev, self.stddev >= 0, 'of at least 0')
+    at_least(self, 1, 'reduction')
+    at_least(self, 0, 'tasks', 'stddev')
     if self.members and self.tasks not in (0, len(self.members)):
       raise UserError(f'method.tasks is {self.tasks}, but method.members has {len(self.members)}'
                       ' entries; give one for each task.')
@@ -105,8 +104,7 @@ class HyperOptions(ControllerOptions):
       UserError: see `ControllerOptions`.
     """
     super().__post_init__()
-    for name in ('size', 'hidden', 'projected'):
-      number(f'method.{name}', getattr(self, name), getattr(self, name) >= 1, 'of at least 1')
+    at_least(self, 1, 'size', 'hidden', 'projected')
 
 
 def _method(stage: str, rule: str, delta: TaskBank | Adapter | Generated,

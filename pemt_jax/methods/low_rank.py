@@ -12,7 +12,7 @@ from pemt_jax.deltas.base import Delta
 from pemt_jax.deltas.intrinsic import IntrinsicAdapter, IntrinsicLoRA
 from pemt_jax.deltas.lora import LoRA
 from pemt_jax.deltas.low_rank_forms import LowRankBias, TanhLoRA
-from pemt_jax.errors import number, one_of
+from pemt_jax.errors import at_least, number, one_of
 from pemt_jax.methods.base import FROZEN, Method
 from pemt_jax.methods.baselines import PROJECTIONS
 from pemt_jax.models.sites import Plan, Rule
@@ -41,7 +41,7 @@ class LowRankOptions:
     Raises:
       UserError: an unknown word or a number out of its range.
     """
-    number('method.rank', self.rank, self.rank >= 1, 'of at least 1')
+    at_least(self, 1, 'rank')
     for name in self.projections:
       one_of('method.projections', name, PROJECTIONS)
 
@@ -116,7 +116,7 @@ class IntrinsicLoRAOptions(LowRankOptions):
       UserError: an unknown word or a number out of its range.
     """
     super().__post_init__()
-    number('method.dimension', self.dimension, self.dimension >= 1, 'of at least 1')
+    at_least(self, 1, 'dimension')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,8 +141,7 @@ class IntrinsicAdapterOptions:
     Raises:
       UserError: an unknown word or a number out of its range.
     """
-    number('method.size', self.size, self.size >= 1, 'of at least 1')
-    number('method.dimension', self.dimension, self.dimension >= 1, 'of at least 1')
+    at_least(self, 1, 'size', 'dimension')
     one_of('method.activation', self.activation, ACTIVATIONS)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pemt_jax.errors import number
+from pemt_jax.errors import at_least, number
 from pemt_jax.methods.base import LossFunction, Method, Metrics
 from pemt_jax.models.layers import fold_name
 from pemt_jax.models.sites import Plan
@@ -43,8 +43,8 @@ class MamlOptions:
     Raises:
       UserError: a number out of its range.
     """
-    number('method.inner_rate', self.inner_rate, self.inner_rate >= 0, 'of at least 0')
-    number('method.rows', self.rows, self.rows >= 1, 'of at least 1')
+    at_least(self, 0, 'inner_rate')
+    at_least(self, 1, 'rows')
 
 
 def after_a_step(loss_fn: LossFunction, options: MamlOptions, summed: bool) -> LossFunction:

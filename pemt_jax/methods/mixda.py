@@ -6,7 +6,7 @@ import dataclasses
 
 from pemt_jax.deltas.adapter import ACTIVATIONS, Bottleneck
 from pemt_jax.deltas.mixda import GATE_READS, MixDA
-from pemt_jax.errors import number, one_of
+from pemt_jax.errors import at_least, number, one_of
 from pemt_jax.methods.adapters import Layers, layers_of
 from pemt_jax.methods.base import FROZEN, Method
 from pemt_jax.models.sites import Plan, Rule
@@ -48,9 +48,7 @@ class MixDAOptions:
     Raises:
       UserError: an unknown word or a number out of its range.
     """
-    for name in ('count', 'down_scale', 'hidden'):
-      value = getattr(self, name)
-      number(f'method.{name}', value, value >= 1, 'of at least 1')
+    at_least(self, 1, 'count', 'down_scale', 'hidden')
     number('method.gate_dropout', self.gate_dropout, 0 <= self.gate_dropout < 1,
            'of at least 0 and below 1')
     one_of('method.activation', self.activation, ACTIVATIONS)

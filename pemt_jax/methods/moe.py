@@ -16,7 +16,7 @@ import numpy as np
 
 from pemt_jax.deltas.adapter import Adapter, Bottleneck
 from pemt_jax.deltas.lora import LoRA
-from pemt_jax.errors import number, one_of
+from pemt_jax.errors import at_least, number, one_of
 from pemt_jax.experts.feed_forward import DeltaExperts, DenseExperts, Experts, MPOExperts
 from pemt_jax.experts.grouped import FORMS
 from pemt_jax.experts.mpo import decompose
@@ -96,12 +96,8 @@ class RoutingOptions:
     for name, allowed in (('experts', KINDS), ('mask_per', PER), ('rebuild', REBUILD),
                           ('form', FORMS)):
       one_of(f'method.{name}', getattr(self, name), allowed)
-    for name in ('count', 'size', 'cores'):
-      value = getattr(self, name)
-      number(f'method.{name}', value, value >= 1, 'of at least 1')
-    for name in ('rank', 'balance_weight', 'router_weight'):
-      value = getattr(self, name)
-      number(f'method.{name}', value, value >= 0, 'of at least 0')
+    at_least(self, 1, 'count', 'size', 'cores')
+    at_least(self, 0, 'rank', 'balance_weight', 'router_weight')
     for name in ('dropout', 'jitter'):
       value = getattr(self, name)
       number(f'method.{name}', value, 0 <= value < 1, 'of at least 0 and below 1')
@@ -130,7 +126,7 @@ class SwitchOptions(RoutingOptions):
       UserError: an unknown word or a number out of its range.
     """
     super().__post_init__()
-    _check_capacity(self)
+    at_least(self, 0, 'capacity_factor', 'eval_capacity_factor')
     one_of('method.scaling', self.scaling, SCALINGS)
     one_of('method.scaled', self.scaled, SCALED)
     one_of('method.dropped', self.dropped, DROPPED)
@@ -160,16 +156,10 @@ class TopTwoOptions(RoutingOptions):
       UserError: an unknown word or a number out of its range.
     """
     super().__post_init__()
-    _check_capacity(self)
-    number('method.count', self.count, self.count >= 2, 'of at least 2')
+    at_least(self, 0, 'capacity_factor', 'eval_capacity_factor')
+    at_least(self, 2, 'count')
     one_of('method.policy', self.policy, POLICIES)
     one_of('method.eval_policy', self.eval_policy, POLICIES)
-
-
-def _check_capacity(options):
-  for name in ('capacity_factor', 'eval_capacity_factor'):
-    value = getattr(options, name)
-    number(f'method.{name}', value, value >= 0, 'of at least 0')
 
 
 def switch(options: SwitchOptions, config: Any, prompt_length: int) -> Method:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pemt_jax.errors import UserError, number, one_of
+from pemt_jax.errors import UserError, at_least, number, one_of
 from pemt_jax.experts.mpo import decompose
 from pemt_jax.experts.mpo_linear import FORMS, MPO, NAME, expanded
 from pemt_jax.experts.mpo_shapes import CORES, Factors, factors_of, known_factors
@@ -91,7 +91,7 @@ class MPOOptions:
     for field in ('components', 'freeze_in', 'update'):
       for name in getattr(self, field):
         one_of(f'method.{field}', name, COMPONENTS)
-    number('method.cores', self.cores, self.cores >= 1, 'of at least 1')
+    at_least(self, 1, 'cores')
     for field in ('embed_rank', 'mlp_rank', 'attention_rank', 'pooler_rank'):
       rank = getattr(self, field)
       if rank is not None:

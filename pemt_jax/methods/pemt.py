@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from pemt_jax.deltas.adapter import ACTIVATIONS, Adapter, Bottleneck, ParallelAdapter
 from pemt_jax.deltas.lora import LoRA
 from pemt_jax.deltas.prompt import Prompt
-from pemt_jax.errors import UserError, number, one_of
+from pemt_jax.errors import UserError, at_least, number, one_of
 from pemt_jax.experts import routes
 from pemt_jax.experts.bank import AdapterExperts, LoRAExperts
 from pemt_jax.experts.masked import Masked
@@ -60,8 +60,7 @@ class Stage1Options:
     Raises:
       UserError: an unknown word or a number out of its range.
     """
-    number('method.rank', self.rank, self.rank >= 1, 'of at least 1')
-    number('method.reduction', self.reduction, self.reduction >= 1, 'of at least 1')
+    at_least(self, 1, 'rank', 'reduction')
     one_of('method.expert', self.expert, ('lora', 'adapter'))
     one_of('method.up_init', self.up_init, ('uniform', 'zero'))
     one_of('method.activation', self.activation, ACTIVATIONS)
@@ -125,13 +124,12 @@ class Stage2Options:
     Raises:
       UserError: an unknown word or a number out of its range.
     """
-    number('method.reduction', self.reduction, self.reduction >= 1, 'of at least 1')
+    at_least(self, 1, 'reduction')
     one_of('method.gate', self.gate, ('linear', 'router'))
     one_of('method.gate_mode', self.gate_mode, routes.MODES)
-    number('method.gate_hidden', self.gate_hidden, self.gate_hidden >= 1, 'of at least 1')
+    at_least(self, 1, 'gate_hidden')
     number('method.gate_temperature', self.gate_temperature, self.gate_temperature > 0, 'above 0')
-    number('method.sparsity_weight', self.sparsity_weight, self.sparsity_weight >= 0,
-           'of at least 0')
+    at_least(self, 0, 'sparsity_weight')
     number('method.correlation_dropout', self.correlation_dropout,
            0 <= self.correlation_dropout < 1, 'from 0 to below 1')
     one_of('method.activation', self.activation, ACTIVATIONS)

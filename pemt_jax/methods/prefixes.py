@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from pemt_jax.deltas.prefix import LAYOUTS, IntrinsicPrefix, KeyValuePrefix, Prefix
-from pemt_jax.errors import number, one_of
+from pemt_jax.errors import at_least, number, one_of
 from pemt_jax.methods.base import FROZEN, Method
 from pemt_jax.models.sites import Plan, Rule
 from pemt_jax.models.t5_config import T5Config
@@ -13,11 +13,6 @@ from pemt_jax.models.t5_config import T5Config
 # Where a prefix may stand.
 PLACES = {'encoder': 'encoder/self_attention', 'decoder': 'decoder/self_attention',
           'cross': 'decoder/cross_attention'}
-
-
-def _positive(**values: int) -> None:
-  for name, value in values.items():
-    number(f'method.{name}', value, value >= 1, 'of at least 1')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +37,9 @@ class PrefixOptions:
     Raises:
       UserError: an unknown word or a number out of its range.
     """
-    _positive(length=self.length, rank=self.rank)
+    at_least(self, 1, 'length', 'rank')
     one_of('method.layout', self.layout, LAYOUTS)
-    number('method.stddev', self.stddev, self.stddev >= 0, 'of at least 0')
+    at_least(self, 0, 'stddev')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +65,8 @@ class KeyValuePrefixOptions:
     Raises:
       UserError: an unknown word or a number out of its range.
     """
-    _positive(length=self.length)
-    number('method.hidden', self.hidden, self.hidden >= 0, 'of at least 0')
-    number('method.stddev', self.stddev, self.stddev >= 0, 'of at least 0')
+    at_least(self, 1, 'length')
+    at_least(self, 0, 'hidden', 'stddev')
     number('the number of method.places', len(self.places), bool(self.places), 'of at least 1')
     for name in self.places:
       one_of('method.places', name, PLACES)
@@ -98,8 +92,8 @@ class IntrinsicPrefixOptions:
     Raises:
       UserError: a number out of its range.
     """
-    _positive(length=self.length, dimension=self.dimension)
-    number('method.stddev', self.stddev, self.stddev >= 0, 'of at least 0')
+    at_least(self, 1, 'length', 'dimension')
+    at_least(self, 0, 'stddev')
 
 
 def prefix(options: PrefixOptions, config: T5Config, prompt_length: int) -> Method:

@@ -9,7 +9,7 @@ from pemt_jax.deltas.adapter import ACTIVATIONS, Adapter, Bottleneck
 from pemt_jax.deltas.base import Delta
 from pemt_jax.deltas.generated_prefix import RowPrefix
 from pemt_jax.deltas.lora import LoRA
-from pemt_jax.errors import UserError, number, one_of
+from pemt_jax.errors import UserError, at_least, number, one_of
 from pemt_jax.experts.masked import FANS, OWNERS, PLACES, Masked
 from pemt_jax.experts.masks import COMBINATIONS
 from pemt_jax.methods.base import FROZEN, Method
@@ -97,11 +97,8 @@ class ProPETLOptions:
       one_of(f'method.{name}', getattr(self, name), allowed)
     for name in self.projections:
       one_of('method.projections', name, PROJECTIONS)
-    for name in ('reduction', 'rank', 'length'):
-      number(f'method.{name}', getattr(self, name), getattr(self, name) >= 1, 'of at least 1')
-    for name in ('tasks', 'hidden'):
-      number(f'method.{name}', getattr(self, name), getattr(self, name) >= 0, 'of at least 0')
-    number('method.stddev', self.stddev, self.stddev >= 0, 'of at least 0')
+    at_least(self, 1, 'reduction', 'rank', 'length')
+    at_least(self, 0, 'tasks', 'hidden', 'stddev')
     if 'language' in self.owners and not self.members:
       raise UserError('method.owners has masks of languages, but method.members is empty; give the'
                       ' task and the language of each task.')

@@ -7,7 +7,7 @@ import math
 import re
 
 from pemt_jax.deltas.subspace import PROJECTIONS, Subspace, expander
-from pemt_jax.errors import UserError, number, one_of
+from pemt_jax.errors import UserError, at_least, number, one_of
 from pemt_jax.methods.base import (
     FROZEN, Method, backbone_of, boxed_shapes, embed_site)
 from pemt_jax.models.sites import Plan, Rule
@@ -42,7 +42,7 @@ class SubspaceOptions:
     Raises:
       UserError: an unknown word, a number out of its range, options that exclude each other.
     """
-    number('method.dimension', self.dimension, self.dimension >= 1, 'of at least 1')
+    at_least(self, 1, 'dimension')
     one_of('method.projection', self.projection, PROJECTIONS)
     number('method.seed', self.seed, 0 <= self.seed < 2**24, 'from 0 to 16777215')
     if self.train_gaussian and self.projection != 'fastfood':

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pemt_jax.errors import UserError, number, one_of
+from pemt_jax.errors import UserError, at_least, number, one_of
 from pemt_jax.experts import routes as routes_lib
 from pemt_jax.experts.layer_experts import SOURCES, LayerExperts, copied
 from pemt_jax.experts.routers import KINDS, RouterSpec
@@ -22,8 +22,8 @@ from pemt_jax.trees import Tree, flatten, merge, unflatten
 
 NAME = 'task_moe'
 PLACE = f'deltas/{NAME}'
-# Norms are decayed, as published, where their names did not match what was to be left out.
-NO_DECAY = ('.*bias', f'{PLACE}/router_.*_bias')
+# As published: norms are decayed, since their names did not match what was to be left out.
+NO_DECAY = ('.*bias',)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,12 +100,11 @@ class TaskMoEOptions:
     one_of('method.routes', self.routes, SOURCES)
     one_of('method.router', self.router, KINDS)
     one_of('method.mode', self.mode, routes_lib.MODES)
-    number('method.experts', self.experts, self.experts >= 1, 'at least 1')
+    at_least(self, 1, 'experts')
     for name in ('initial_temperature', 'minimum_temperature'):
       number(f'method.{name}', getattr(self, name), getattr(self, name) > 0, 'above 0')
-    for name in ('anneal_rate', 'noise', 'regularization', 'alternate_every', 'vector_stddev',
-                 'prediction_temperature'):
-      number(f'method.{name}', getattr(self, name), getattr(self, name) >= 0, 'at least 0')
+    at_least(self, 0, 'anneal_rate', 'noise', 'regularization', 'alternate_every', 'vector_stddev',
+             'prediction_temperature')
     number('method.exploration', self.exploration, 0 <= self.exploration <= 1, 'from 0 to 1')
 
 

@@ -48,25 +48,6 @@ def whole(model, variables, batch, task_ids=None, key=None):
                      batch['targets_mask'], task_ids, key)[0]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def cached(model, variables, batch, targets, task_ids=None):
-  """Logits of decoding step by step; targets [batch, beams, length] stand as beams."""
-  count, beams, length = targets.shape
-  encoded = model.apply(variables, batch['inputs'], batch['inputs_mask'], task_ids,
-                        method='encode')
-  memory, cache = model.apply(variables, encoded, count * beams, length, task_ids,
-                              method='start_decoding')
-  tokens = jnp.pad(targets.reshape(-1, length)[:, :-1], ((0, 0), (1, 0)))
-
-  def step(cache, position):
-    logits, cache = model.apply(variables, tokens[:, position], position, cache, memory,
-                                method='decode_step')
-    return cache, logits
-
-  _, logits = jax.lax.scan(step, cache, jnp.arange(length))
-  return logits.transpose(1, 0, 2).reshape(count, beams, length, -1)
-
-
 def beams_of(batch):
   other = np.random.default_rng(1).permutation(batch['targets'], axis=1)
   return np.stack([batch['targets'], other], axis=1)
@@ -81,7 +62,7 @@ def test_mixed_rows_and_beams_decode_like_each_expert_alone(name):
   single, bank = T5(CONFIG, plan), T5(CONFIG, bank_of(plan))
   variables, batch = tiny.variables_of(bank), tiny.make_batch()
   ids, targets = np.array([1, 0, 1]), beams_of(batch)
-  rows = cached(bank, variables, batch, targets, ids)
+  rows = tiny.cached_logits(bank, variables, batch, targets, ids)
   for beam in range(2):
     seen = whole(bank, variables, {**batch, 'targets': targets[:, beam]}, ids)
     np.testing.assert_allclose(rows[:, beam], seen, rtol=1e-4, atol=1e-4)

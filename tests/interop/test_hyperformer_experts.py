@@ -22,15 +22,6 @@ from tests import tiny
 TASKS = ('hyperformer/rte', 'hyperformer/cola')
 
 
-@pytest.fixture(scope='module')
-def backbone(tmp_path_factory):
-  """Folder of a tiny T5."""
-  folder = tmp_path_factory.mktemp('t5')
-  params, _ = initialiser(T5(tiny.CONFIG))(jax.random.key(0))
-  huggingface.save_t5(folder, tiny.CONFIG, jax.tree.map(np.asarray, params))
-  return str(folder)
-
-
 def write_expert(folder, backbone, stage, tasks=TASKS, **values):
   """An expert of random values; returns its tree."""
   entry = zoo.ZOO[stage]

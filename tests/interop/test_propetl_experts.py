@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
 from pemt_jax.errors import UserError
 from pemt_jax.experts import library, masks
 from pemt_jax.experts.masked import score_axes
-from pemt_jax.interop import formats, huggingface
-from pemt_jax.methods.base import initialiser
+from pemt_jax.interop import formats
 from pemt_jax.methods.propetl import ProPETLOptions, propetl
 from pemt_jax.models.sites import plan_as_json
 from pemt_jax.models.t5 import T5
@@ -28,15 +26,6 @@ PLANS = {
     'one task': (GLUE[:1], {'owners': ('layer',), 'density': 0.5}),
     'each layer and task': (GLUE, {'owners': ('layer_task',), 'placement': 'houlsby'}),
 }
-
-
-@pytest.fixture(scope='module')
-def backbone(tmp_path_factory):
-  """Folder of a tiny T5."""
-  folder = tmp_path_factory.mktemp('t5')
-  params, _ = initialiser(T5(tiny.CONFIG))(jax.random.key(0))
-  huggingface.save_t5(folder, tiny.CONFIG, jax.tree.map(np.asarray, params))
-  return str(folder)
 
 
 def write_expert(folder, backbone, tasks, options):

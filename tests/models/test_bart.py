@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -65,24 +63,6 @@ def test_every_site_is_called_and_every_parameter_has_known_axes():
     assert abs(share - 0.5) < 0.1 if name.endswith('mlp/wo/probe/seen') else share < 0.01, name
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def cached_logits(model, variables, batch, targets):
-  """Logits of decoding step by step; targets [batch, beams, length] stand as beams."""
-  count, beams, length = targets.shape
-  encoded = model.apply(variables, batch['inputs'], batch['inputs_mask'], method='encode')
-  memory, cache = model.apply(variables, encoded, count * beams, length, method='start_decoding')
-  start = jnp.full((count * beams, 1), model.config.start_id)
-  tokens = jnp.concatenate([start, targets.reshape(-1, length)[:, :-1]], axis=1)
-
-  def step(cache, position):
-    logits, cache = model.apply(variables, tokens[:, position], position, cache, memory,
-                                method='decode_step')
-    return cache, logits
-
-  _, logits = jax.lax.scan(step, cache, jnp.arange(length))
-  return logits.transpose(1, 0, 2).reshape(count, beams, length, -1)
-
-
 @pytest.mark.parametrize('model', [
     SEGMENTED, pytest.param(FULL, marks=pytest.mark.slow),
     pytest.param(PLAIN, marks=pytest.mark.slow)], ids=['segmented', 'full', 'plain'])
@@ -91,7 +71,7 @@ def test_cached_decoding_equals_decoding_of_whole_targets(model):
   other = np.random.default_rng(1).permutation(batch['targets'], axis=1)
   whole = [tiny.forward(model, variables, {**batch, 'targets': targets})[0]
            for targets in (batch['targets'], other)]
-  cached = cached_logits(model, variables, batch, np.stack([batch['targets'], other], axis=1))
+  cached = tiny.cached_logits(model, variables, batch, np.stack([batch['targets'], other], axis=1))
   np.testing.assert_allclose(cached, np.stack(whole, axis=1), rtol=1e-4, atol=1e-5)
 
 

@@ -38,6 +38,16 @@ def test_every_site_of_the_list_is_called_and_no_other():
     assert sorted(aux) == sorted(seen)
 
 
+def test_a_delta_around_a_layer_leaves_its_parameters_where_they_are():
+  around = T5(SMALL, Plan((Rule('moved', '*/layer', tiny.Affine(after=0.5)),)))
+  assert tiny.shapes(around) == tiny.shapes(T5(SMALL))
+  variables, batch = tiny.variables_of(around), tiny.make_batch(2, 4, 3)
+  plain = tiny.forward(T5(SMALL), variables, batch)[0]
+  assert np.abs(tiny.forward(around, variables, batch)[0] - plain).max() > 1e-3
+  same = T5(SMALL, Plan((Rule('same', '*/layer', tiny.Affine()),)))
+  np.testing.assert_array_equal(tiny.forward(same, variables, batch)[0], plain)
+
+
 def test_a_rule_with_layers_acts_in_these_layers_only():
   rule = Rule('probe', '*_norm', tiny.Affine(), (('decoder', 1),))
   model = T5(tiny.CONFIG, Plan((rule,)))

@@ -6,7 +6,6 @@ import functools
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -93,23 +92,6 @@ def test_layers_and_stacks_draw_their_own_dropout():
       assert abs((one & other).mean() - 0.01) < 0.015
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def cached_logits(model, variables, batch, targets):
-  """Logits of decoding step by step; targets [batch, beams, length] stand as beams."""
-  count, beams, length = targets.shape
-  encoded = model.apply(variables, batch['inputs'], batch['inputs_mask'], method='encode')
-  memory, cache = model.apply(variables, encoded, count * beams, length, method='start_decoding')
-  tokens = jnp.pad(targets.reshape(-1, length)[:, :-1], ((0, 0), (1, 0)))
-
-  def step(cache, position):
-    logits, cache = model.apply(variables, tokens[:, position], position, cache, memory,
-                                method='decode_step')
-    return cache, logits
-
-  _, logits = jax.lax.scan(step, cache, jnp.arange(length))
-  return logits.transpose(1, 0, 2).reshape(count, beams, length, -1)
-
-
 @pytest.mark.parametrize('form', [
     'segmented', *(pytest.param(form, marks=pytest.mark.slow)
                    for form in ('lora', 'adapter', 'plain'))])
@@ -121,7 +103,7 @@ def test_cached_decoding_equals_decoding_of_whole_targets(form):
   other = np.random.default_rng(1).permutation(batch['targets'], axis=1)
   whole = [tiny.forward(model, variables, {**batch, 'targets': targets})[0]
            for targets in (batch['targets'], other)]
-  cached = cached_logits(model, variables, batch, np.stack([batch['targets'], other], axis=1))
+  cached = tiny.cached_logits(model, variables, batch, np.stack([batch['targets'], other], axis=1))
   np.testing.assert_allclose(cached, np.stack(whole, axis=1), rtol=1e-4, atol=1e-5)
 
 

@@ -10,8 +10,10 @@ import numpy as np
 from pemt_jax.data import playground
 from pemt_jax.data.tokenizer import train_word_tokenizer
 from pemt_jax.experts.library import load_expert
-from pemt_jax.interop import huggingface
+from pemt_jax.interop import bart_files, huggingface
 from pemt_jax.methods.base import initialiser
+from pemt_jax.models.bart import Bart
+from pemt_jax.models.bart_config import BartConfig
 from pemt_jax.models.t5 import T5
 from pemt_jax.models.t5_config import T5Config
 from pemt_jax.stages.config import base_config
@@ -32,6 +34,17 @@ def write_backbone(folder, texts=(), seed=0, **shape):
   config = T5Config(vocab_size=tokenizer.vocab_size, **(shape or SHAPE))
   params, _ = initialiser(T5(config))(jax.random.key(seed))
   huggingface.save_t5(folder, config, jax.tree.map(np.asarray, params))
+  return str(folder)
+
+
+def write_bart(folder):
+  """Writes a random BART with a tokenizer of the playground's words; two beams by its options."""
+  tokenizer = train_word_tokenizer(playground.vocabulary(), folder, sentinels=1)
+  config = BartConfig(tokenizer.vocab_size, 16, 2, 24, 1, 1, positions=40,
+                      generation=(('num_beams', 2), ('forced_eos_token_id', 1)),
+                      pad_id=0, bos_id=1, eos_id=1, start_id=1)
+  params, _ = initialiser(Bart(config))(jax.random.key(0))
+  bart_files.save_bart(folder, config, jax.tree.map(np.asarray, params))
   return str(folder)
 
 

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
-from pemt_jax.data import playground
-from pemt_jax.data.tokenizer import train_word_tokenizer
-from pemt_jax.interop import bart_files
-from pemt_jax.methods.base import initialiser
-from pemt_jax.models.bart import Bart
 from pemt_jax.models.bart_config import BartConfig
 from pemt_jax.models.decoding import GenerationConfig
 from pemt_jax.models.t5_config import T5Config
@@ -42,15 +36,7 @@ def test_decoding_options_come_from_the_backbone_unless_the_config_says_otherwis
 @pytest.mark.slow
 @pytest.mark.parametrize('stage', ['lora', 'pemt/stage1'])
 def test_a_stage_trains_scores_and_predicts(stage, workdir):
-  folder = workdir / 'backbone'
-  tokenizer = train_word_tokenizer(playground.vocabulary(), folder, sentinels=1)
-  ids = {'pad_id': 0, 'bos_id': 1, 'eos_id': 1, 'start_id': 1}
-  options = (('num_beams', 2), ('forced_eos_token_id', 1))
-  shapes = BartConfig(tokenizer.vocab_size, 16, 2, 24, 1, 1, positions=40, generation=options,
-                      **ids)
-  params, _ = initialiser(Bart(shapes))(jax.random.key(0))
-  bart_files.save_bart(folder, shapes, jax.tree.map(np.asarray, params))
-  config = small.config_of(stage, str(folder), tasks=small.SOURCES[:1])
+  config = small.config_of(stage, small.write_bart(workdir / 'backbone'), tasks=small.SOURCES[:1])
   result = run_stage(config, workdir / 'run')
   (name, expert), = result.experts.items()
   assert name == small.SOURCES[0].replace('/', '-') and result.trained.results[name]

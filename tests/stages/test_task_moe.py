@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
-from pemt_jax.data import playground
-from pemt_jax.data.tokenizer import train_word_tokenizer
 from pemt_jax.errors import UserError
 from pemt_jax.experts.library import load_expert
 from pemt_jax.experts.task_vectors import random_vectors
-from pemt_jax.interop import bart_files, task_vector_files
-from pemt_jax.methods.base import initialiser
+from pemt_jax.interop import task_vector_files
 from pemt_jax.methods.task_moe import PLACE
-from pemt_jax.models.bart import Bart
-from pemt_jax.models.bart_config import BartConfig
 from pemt_jax.stages.artefacts import open_expert
 from pemt_jax.stages.build import build
 from pemt_jax.stages.predict import evaluate_experts, predict_file
@@ -50,18 +44,6 @@ def first(base, backbone, vectors):
   config = config_of(backbone, vectors, method__tune_vectors=False, method__hard_prediction=True,
                      method__noise=0.1)
   return run_stage(config, base / 'routed')
-
-
-def bart_backbone(folder):
-  """Writes a random BART over the playground's words."""
-  tokenizer = train_word_tokenizer(playground.vocabulary(), folder, sentinels=1)
-  ids = {'pad_id': 0, 'bos_id': 1, 'eos_id': 1, 'start_id': 1}
-  options = (('num_beams', 2), ('forced_eos_token_id', 1))
-  shapes = BartConfig(tokenizer.vocab_size, 16, 2, 24, 1, 1, positions=40, generation=options,
-                      **ids)
-  params, _ = initialiser(Bart(shapes))(jax.random.key(0))
-  bart_files.save_bart(folder, shapes, jax.tree.map(np.asarray, params))
-  return str(folder)
 
 
 def test_a_run_trains_keeps_frozen_vectors_and_its_expert_scores_as_it_did(first, vectors):
@@ -148,7 +130,7 @@ def test_mistakes_are_told(first, vectors, workdir, changes, message):
 @pytest.mark.slow
 def test_a_bart_trains_evaluates_and_predicts_with_one_expert_as_with_all(workdir):
   """Straight-through routes with exploration, the regulariser and turns of router and layers."""
-  backbone = bart_backbone(workdir / 'backbone')
+  backbone = small.write_bart(workdir / 'backbone')
   config = config_of(backbone, method__mode='gumbel_softmax_st', method__vector_size=5,
                      method__exploration=0.3, method__regularization=1e-3, method__noise=0.3,
                      method__alternate_every=1, method__prediction_temperature=0.1,
