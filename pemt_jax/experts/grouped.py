@@ -14,7 +14,6 @@ cost follows tokens but where `batched` pads:
 
 from __future__ import annotations
 
-import functools
 import math
 
 import flax.struct
@@ -22,8 +21,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from pemt_jax.experts.group_products import Extents, extents, product
+
 FORMS = ('auto', 'sorted', 'ragged', 'gathered', 'batched')
-LARGEST_CHUNK, SMALLEST_CHUNK = 128, 32  # rows of one product on a CPU
 # Logical axes of [group, choice, features] outside of the layer and spread over all devices, and of
 # [group, expert, capacity, features] before and behind the exchange of tokens.
 _KEPT, _SPREAD = ('act_batch', None, 'act_embed'), ('act_group', None, 'act_embed')
@@ -83,98 +83,6 @@ def ranks(chosen: jax.Array, experts: int, priority: jax.Array | None = None) ->
   return jax.vmap(one, in_axes=(0, None if priority is None else 0))(chosen, priority)
 
 
-def _chunk_of(rows, experts):
-  """Rows of one product: half of a group of mean size, so that little is computed twice."""
-  wanted = 2 ** math.ceil(math.log2(max(rows / (2 * experts), 1)))
-  return min(max(wanted, SMALLEST_CHUNK), LARGEST_CHUNK, rows)
-
-
-def _over_chunks(sizes, chunk, work, found):
-  """Runs over the chunks of all groups, the groups in order.
-
-  Args:
-    sizes: [expert] rows of each group.
-    chunk: rows that a step reads.
-    work: (begin, step, end): (expert, found) -> state, (first row, stop of the group, state) ->
-      state, (expert, found, state) -> found.
-    found: what is carried from group to group.
-  """
-  begin, step, end = work
-  stops = jnp.cumsum(sizes)
-
-  def group(expert, found):
-    stop = stops[expert]
-    advance = lambda carry: (carry[0] + chunk, step(carry[0], stop, carry[1]))
-    _, state = jax.lax.while_loop(lambda carry: carry[0] < stop, advance,
-                                  (stop - sizes[expert], begin(expert, found)))
-    return end(expert, found, state)
-
-  return jax.lax.fori_loop(0, sizes.size, group, found)
-
-
-def _chunked_product(chunk, x, kernels, sizes):
-  """x [rows, in] with a chunk of free rows at the end, kernels [expert, in, out] -> [rows, out].
-
-  A chunk may reach into the next group, which then overwrites those rows.
-  """
-  @jax.custom_batching.sequential_vmap
-  def run(x, kernels, sizes):
-    begin = lambda expert, y: (jax.lax.dynamic_index_in_dim(kernels, expert, 0, False), y)
-
-    def step(first, _, state):
-      kernel, y = state
-      part = jax.lax.dynamic_slice_in_dim(x, first, chunk) @ kernel
-      return kernel, jax.lax.dynamic_update_slice_in_dim(y, part, first, 0)
-
-    work = begin, step, lambda expert, y, state: state[1]
-    return _over_chunks(sizes, chunk, work, jnp.zeros((x.shape[0], kernels.shape[2]), x.dtype))
-
-  return run(x, kernels, sizes)
-
-
-def _chunked_outer(chunk, x, y, sizes):
-  """Gradient [expert, in, out] of the kernels from inputs [rows, in], gradients [rows, out]."""
-  @jax.custom_batching.sequential_vmap
-  def run(x, y, sizes):
-    def step(first, stop, total):
-      own = (first + jnp.arange(chunk) < stop)[:, None]
-      a, b = (jax.lax.dynamic_slice_in_dim(rows, first, chunk) for rows in (x, y))
-      return total + jnp.matmul(jnp.where(own, a, 0).T, b, preferred_element_type=jnp.float32)
-
-    work = (lambda expert, found: jnp.zeros(found.shape[1:], found.dtype), step,
-            lambda expert, found, total: found.at[expert].set(total))
-    found = jnp.zeros((sizes.size, x.shape[1], y.shape[1]), jnp.float32)
-    return _over_chunks(sizes, chunk, work, found).astype(x.dtype)
-
-  return run(x, y, sizes)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _product(chunk, x, kernels, sizes):
-  """Product of each group, by platform."""
-  return jax.lax.platform_dependent(
-      x, kernels, sizes, cpu=functools.partial(_chunked_product, chunk),
-      default=jax.lax.ragged_dot)
-
-
-def _product_forward(chunk, x, kernels, sizes):
-  return _product(chunk, x, kernels, sizes), (x, kernels, sizes)
-
-
-def _product_backward(chunk, saved, y):
-  def on_cpu(x, kernels, sizes, y):
-    return (_chunked_product(chunk, y, kernels.swapaxes(1, 2), sizes),
-            _chunked_outer(chunk, x, y, sizes))
-
-  def elsewhere(x, kernels, sizes, y):
-    return jax.vjp(lambda x, kernels: jax.lax.ragged_dot(x, kernels, sizes), x, kernels)[1](y)
-
-  return (*jax.lax.platform_dependent(*saved, y, cpu=on_cpu, default=elsewhere), None)
-
-
-_product.defvjp(_product_forward, _product_backward)
-
-
 @flax.struct.dataclass
 class Groups:
   """Where the choices of tokens stand among the rows that experts read.
@@ -184,22 +92,17 @@ class Groups:
     index: rows' places among all choices; `batched`: [group, expert, capacity] among those of the
       group; out of range for a row without a choice.
     inverse: [group, token, choice] its row; `batched`: its row in [expert * capacity].
-    sizes: [expert] number of choices.
+    place: `sorted`: where the groups stand; `ragged`: number of choices [expert].
+    experts: their number.
     form: one of FORMS, not 'auto'.
-    chunk: rows of one product of `sorted`.
   """
 
   chosen: jax.Array
   index: jax.Array
   inverse: jax.Array
-  sizes: jax.Array
+  place: Extents | jax.Array | None
+  experts: int = flax.struct.field(pytree_node=False)
   form: str = flax.struct.field(pytree_node=False)
-  chunk: int = flax.struct.field(pytree_node=False, default=0)
-
-  @property
-  def experts(self) -> int:
-    """Number of experts."""
-    return self.sizes.size
 
   def rows(self, x: jax.Array) -> jax.Array:
     """Features of all tokens, the same for its choices or not, -> rows of features.
@@ -225,8 +128,8 @@ class Groups:
     if self.form == 'gathered':
       return jnp.einsum('rd,rdf->rf', rows, self.spread(kernels))
     if self.form == 'ragged':
-      return jax.lax.ragged_dot(rows, kernels, self.sizes)
-    return _product(self.chunk, rows, kernels, self.sizes)
+      return jax.lax.ragged_dot(rows, kernels, self.place)
+    return product(rows, kernels, self.place)
 
   def spread(self, vectors: jax.Array) -> jax.Array:
     """Something of each expert [expert, ...] for each row."""
@@ -269,16 +172,11 @@ def group(chosen: jax.Array, experts: int, form: str = 'auto',
   count = chosen.size
   if form == 'auto':
     form = ('batched' if _on_mesh() else 'gathered' if count <= experts else 'sorted')
-  flat = chosen.reshape(-1)
   if form == 'gathered':
     places = jnp.arange(count)
-    sizes = jnp.zeros(experts, jnp.int32)
-    return Groups(chosen, places, places.reshape(chosen.shape), sizes, form)
+    return Groups(chosen, places, places.reshape(chosen.shape), None, experts, form)
   if form != 'batched':
-    order, place, sizes = _sort(flat, experts)
-    chunk = _chunk_of(count, experts) if form == 'sorted' else 0
-    order = jnp.concatenate([order, jnp.full(chunk, count, order.dtype)])
-    return Groups(chosen, order, place.reshape(chosen.shape), sizes, form, chunk)
+    return _sorted(chosen, experts, form)
   capacity = tokens if capacity is None else min(capacity, tokens)
   own = chosen.reshape(groups, -1)
   slot = own * capacity + ranks(own, experts)
@@ -287,8 +185,20 @@ def group(chosen: jax.Array, experts: int, form: str = 'auto',
   empty = jnp.full((groups, experts * capacity), tokens * choices)
   put = jax.vmap(lambda empty, slot, places: empty.at[slot].set(places, mode='drop'))
   index = put(empty, slot, places).reshape(groups, experts, capacity)
-  sizes = jnp.zeros(experts, jnp.int32)
-  return Groups(chosen, index, slot.reshape(chosen.shape), sizes, form)
+  return Groups(chosen, index, slot.reshape(chosen.shape), None, experts, form)
+
+
+def _sorted(chosen, experts, form):
+  flat = chosen.reshape(-1)
+  order, rank, sizes = _sort(flat, experts)
+  if form == 'ragged':
+    return Groups(chosen, order, rank.reshape(chosen.shape), sizes, experts, form)
+  place = extents(sizes, flat.size)
+  shift = place.starts - (jnp.cumsum(sizes) - sizes)
+  row = jnp.where(flat < experts, rank + shift[jnp.minimum(flat, experts - 1)], place.rows)
+  index = jnp.full(place.rows, flat.size, row.dtype)
+  index = index.at[row].set(jnp.arange(flat.size, dtype=row.dtype), mode='drop')
+  return Groups(chosen, index, row.reshape(chosen.shape), place, experts, form)
 
 
 def _constrained(x, *axes):

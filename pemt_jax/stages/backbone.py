@@ -23,6 +23,8 @@ from pemt_jax.models.families import family_of
 from pemt_jax.models.gpt2_config import GPT2Config
 from pemt_jax.models.layers import Compute
 from pemt_jax.models.roberta_config import RobertaConfig
+from pemt_jax.sharding.mesh import MeshShape, make_mesh
+from pemt_jax.sharding.placement import Placement
 from pemt_jax.trees import Tree
 
 PLAYGROUND = pathlib.Path(__file__).parent.parent / 'assets' / 'playground_t5'
@@ -148,10 +150,27 @@ def require_text_to_text(backbone: Backbone, stage: str, encoder: bool = True) -
                     ' encoder with a head; choose a T5 or a BART.')
 
 
-def as_frozen(params: Tree, dtype: str) -> Tree:
-  """Moves frozen parameters to the device in their storage type; packed bits stay what they are."""
+def placement_of(config: mlc.ConfigDict, boxed: Tree) -> Placement:
+  """Where `config.mesh` puts the parameters of a model.
+
+  Args:
+    config: a stage's config.
+    boxed: their shapes with logical axes.
+
+  Raises:
+    UserError: a mesh that does not fit the devices.
+  """
+  return Placement.of(make_mesh(MeshShape(**config.mesh)), boxed)
+
+
+def as_frozen(params: Tree, dtype: str, placement: Placement = Placement()) -> Tree:
+  """Moves frozen parameters to their devices in their storage type; packed bits stay as they are.
+
+  They take that type on the host, so that no device ever holds the whole model.
+  """
   kind = lambda leaf: jnp.dtype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
-  return jax.tree.map(lambda leaf: jnp.asarray(leaf, kind(leaf)), params)
+  return placement.frozen(jax.tree.map(
+      lambda leaf: np.asarray(leaf).astype(kind(leaf), copy=False), params))
 
 
 def count(tree: Any) -> int:

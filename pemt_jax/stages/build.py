@@ -23,7 +23,7 @@ from pemt_jax.models.roberta import Roberta
 from pemt_jax.models.segments import cut, join
 from pemt_jax.stages import classification, prompt_sources, prompts, route_records, task_moe
 from pemt_jax.stages.backbone import (
-    Backbone, as_frozen, load_backbone, require_decoder_alone, require_text_to_text)
+    Backbone, as_frozen, load_backbone, placement_of, require_decoder_alone, require_text_to_text)
 from pemt_jax.stages.config import generation_config, options_of
 from pemt_jax.stages.decoding import TaskPredict
 from pemt_jax.stages.evaluate import Evaluator, make_predict
@@ -44,15 +44,18 @@ class Start:
   """First values of a stage: what is frozen, and (tuned, constants) of each replica.
 
   Attributes:
-    frozen: frozen parameters on the device.
+    frozen: frozen parameters where they belong.
     shapes: {'params', 'constants'} of the model as shapes.
+    placement: where arrays stand.
   """
 
   def __init__(self, config, backbone, model, method, specs, ids, sources, source_prompts=None):
     self._prompts = source_prompts
     self._config, self._backbone, self._method = config, backbone, method
     self._specs, self._ids = specs, ids
-    self.shapes = nn.meta.unbox(boxed_shapes(model))
+    boxed = boxed_shapes(model)
+    self.shapes = nn.meta.unbox(boxed)
+    self.placement = placement_of(config, boxed['params'])
     loaded = merge(backbone.params, sources.params if sources else {})
     self._loaded = cut(loaded, self.shapes['params'])
     self._init = initialiser(model, self._loaded)
@@ -61,7 +64,8 @@ class Start:
     if missing:  # A frozen delta without a file, such as a gate that stays uniform.
       flat = flatten(self._first(jax.random.key(config.frozen_seed))[0])
     kept = {path: flat[path] for path in flatten(frozen)}
-    self.frozen = as_frozen(unflatten(kept), config.model.frozen_dtype)
+    self.frozen = as_frozen(unflatten(kept), config.model.frozen_dtype,
+                            self.placement)
 
   def _first(self, key: jax.Array) -> tuple[Tree, Tree]:
     """First (params, constants) of the model under a key, loaded values included."""
@@ -172,7 +176,7 @@ class Stage:
         transform_gradients=self.method.transform_gradients,
         transform_clipped=self.method.transform_clipped,
         next_constants=self.method.next_constants,
-        watch=route_records.watcher(self.method, self.specs))
+        watch=route_records.watcher(self.method, self.specs), placement=self.start.placement)
 
 
 def splits_in_use(train: mlc.ConfigDict) -> tuple[str, ...]:
@@ -205,17 +209,17 @@ def make_method(config: mlc.ConfigDict, backbone: Backbone, prompt_length: int,
   return with_head(method) if backbone.has_head else method
 
 
-def _evaluator(config, backbone, model, method, store, specs):
+def _evaluator(config, backbone, model, method, store, specs, placement):
   """Scores and predictions; with a head of classes and values, else of decoded texts."""
   if backbone.has_head:
     predict = classification.make_class_predict(model, method)
-    return Evaluator(lambda task: predict, store, specs, classification.label_texts)
+    return Evaluator(lambda task: predict, store, specs, placement, classification.label_texts)
   options = generation_config(config, backbone.config)
   if is_language(config.stage):
-    return LanguageEvaluator(model, method, store, specs, options)
+    return LanguageEvaluator(model, method, store, specs, options, placement)
   return Evaluator(
       TaskPredict(config, options, backbone.tokenizer,
-                  lambda options: make_predict(model, method, options)), store, specs)
+                  lambda options: make_predict(model, method, options)), store, specs, placement)
 
 
 def build(config: mlc.ConfigDict, workdir: str | pathlib.Path,
@@ -270,5 +274,5 @@ def build(config: mlc.ConfigDict, workdir: str | pathlib.Path,
     rules = in_front(config.trainable, method.tuned, shapes)
     method = dataclasses.replace(method, tuned=rules)
   start = Start(config, backbone, model, method, specs, ids, sources, source_prompts)
-  evaluator = _evaluator(config, backbone, model, method, store, specs)
+  evaluator = _evaluator(config, backbone, model, method, store, specs, start.placement)
   return Stage(config, backbone, method, model, specs, store, start, evaluator, sources, folders)

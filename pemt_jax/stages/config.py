@@ -14,6 +14,7 @@ from pemt_jax.data.tasks import SPLITS, get_task
 from pemt_jax.errors import UserError
 from pemt_jax.methods import baselines, language_modelling, pemt, zoo
 from pemt_jax.models.decoding import GenerationConfig
+from pemt_jax.sharding.mesh import MeshShape
 from pemt_jax.training.config import default_train_config
 
 # stage -> options of its method; beside them stand the names of `methods.zoo`, joined by '+', and
@@ -152,6 +153,7 @@ def base_config(stage: str) -> mlc.ConfigDict:
   config.together = True          # train all replicas in one program; False: one after the other
   config.frozen_seed = 0          # of deltas that stay at their random start
   config.few_shot_by_seed = False  # draw few-shot rows by the replica's seed, not data.data_seed
+  config.mesh = _fields(MeshShape(), {})  # devices along each axis, one of them -1: what is left
   config.model = _model_fields()
   config.method = _method_fields(stage)
   config.trainable = ()           # ((path pattern, group or 'frozen'), ...) before the method's own

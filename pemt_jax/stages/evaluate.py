@@ -16,6 +16,7 @@ from pemt_jax.methods.base import Method, shift_right, token_cross_entropy
 from pemt_jax.models import generation
 from pemt_jax.models.decoding import GenerationConfig
 from pemt_jax.models.t5 import T5
+from pemt_jax.sharding.placement import Placement, fetch
 from pemt_jax.stages.decoding import TaskPredict
 from pemt_jax.stages.rows import ReplicaSpec, RowStore
 from pemt_jax.trees import Tree
@@ -90,14 +91,16 @@ class Evaluator:
     predict_of: task -> compiled prediction; see `make_predict`.
     store: rows.
     specs: replica name -> what it trains on.
+    placement: where arrays stand.
     texts_of: (task, rows of tokens) -> texts; the tokenizer's, unless something else is predicted.
     latest: (replica name, split) -> texts and statistics of the last evaluation.
   """
 
   def __init__(self, predict_of: TaskPredict | Callable[[str], Any], store: RowStore,
-               specs: Mapping[str, ReplicaSpec],
+               specs: Mapping[str, ReplicaSpec], placement: Placement = Placement(),
                texts_of: Callable[[str, Sequence[Any]], list[str]] | None = None):
     self.predict_of = predict_of
+    self.placement = placement
     self.texts_of = texts_of or (lambda task, rows: store.tokenizer.decode_batch(rows))
     self.store = store
     self.specs = specs
@@ -143,14 +146,15 @@ class Evaluator:
 
   def _predict(self, tuned, frozen, constants, tasks, group):
     """(tokens, statistics) of the batch of each replica, decoded as its task wants it."""
-    chosen, found = [self.predict_of(task) for task in tasks], {}
+    chosen, found, placement = [self.predict_of(task) for task in tasks], {}, self.placement
+    tuned, constants = placement.stacked(tuned), placement.whole(constants)
     for predict in dict.fromkeys(chosen):
       places = [i for i, own in enumerate(chosen) if own is predict]
       trees = tuned, constants
       if len(places) < len(group):
         trees = jax.tree.map(lambda leaf: leaf[np.asarray(places)], trees)
-      batch = pipeline.stack_batches([group[i] for i in places])
-      out, stats = jax.device_get(predict(trees[0], frozen, trees[1], batch))
+      batch = placement.batch(pipeline.stack_batches([group[i] for i in places]))
+      out, stats = fetch(placement.bound(predict)(trees[0], frozen, trees[1], batch))
       for row, i in enumerate(places):
         found[i] = out[row], {name: np.asarray(value[row]) for name, value in stats.items()}
     return [found[i] for i in range(len(group))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from pemt_jax.experts.tree_files import check_description, describe
 from pemt_jax.methods.base import Expand, joined, shift_right, token_cross_entropy
 from pemt_jax.models.segments import cut, join_shapes
 from pemt_jax.models.t5 import T5
+from pemt_jax.sharding.placement import Placement, fetch
 from pemt_jax.stages.artefacts import config_of
 from pemt_jax.stages.backbone import Backbone, load_backbone
 from pemt_jax.stages.build import Stage, build
@@ -113,12 +114,14 @@ class Runner:
     frozen: frozen parameters.
     stacked: (tuned, constants) with leaves [source, ...], in the segments of the model.
     expand: of the method.
+    placement: where `frozen` and `stacked` stand.
   """
 
   model: T5
   frozen: Tree
   stacked: Source
   expand: Expand = joined
+  placement: Placement = Placement()
 
   @property
   def count(self) -> int:
@@ -133,6 +136,14 @@ class Runner:
     inputs = shift_right(batch['targets'], self.model.config.start_id)
     return self.model.apply(variables, batch['inputs'], batch['inputs_mask'], inputs,
                             batch['targets_mask'], None, key)[0]
+
+  def rows(self, batch: pipeline.Batch) -> dict[str, jax.Array]:
+    """What the model reads of a batch, where it belongs."""
+    return self.placement.batch(on_device(batch), lead=0)
+
+  def call(self, program: Callable[..., Any], *args: Any) -> Any:
+    """Results of a compiled program as NumPy arrays."""
+    return fetch(self.placement.bound(program)(*args))
 
   def token_loss(self, source: Source, frozen: Tree, batch: dict[str, Any],
                  key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
@@ -184,8 +195,10 @@ class ExpertSet:
     self.sources, self.names = tuple(sources), tuple(source.name for source in sources)
     self.stage: Stage = build(config, workdir, backbone)
     self.specs: dict[str, ReplicaSpec] = {s.task: s for s in self.stage.specs.values()}
-    self.runner = Runner(self.stage.model, self.stage.start.frozen, self.trees_of(sources),
-                         self.stage.method.expand)
+    placement, (tuned, constants) = self.stage.start.placement, self.trees_of(sources)
+    self.runner = Runner(self.stage.model, self.stage.start.frozen,
+                         (placement.stacked(tuned, spread=False), placement.whole(constants)),
+                         self.stage.method.expand, placement)
 
   def trees_of(self, sources: Sequence[LoadedSource]) -> Source:
     """(tuned, constants) of experts with leaves [source, ...], for the model of this set.

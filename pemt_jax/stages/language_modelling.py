@@ -26,6 +26,7 @@ from pemt_jax.models import generation
 from pemt_jax.models.decoding import GenerationConfig, Sampling
 from pemt_jax.models.gpt2 import GPT2
 from pemt_jax.models.layers import fold_name
+from pemt_jax.sharding.placement import Placement, fetch
 from pemt_jax.stages.evaluate import over_replicas, summarise
 from pemt_jax.stages.rows import ReplicaSpec, stream_config
 from pemt_jax.trees import Tree
@@ -185,7 +186,8 @@ class LanguageEvaluator:
   """
 
   def __init__(self, model: GPT2, method: Method, store: TextStore,
-               specs: Mapping[str, ReplicaSpec], options: GenerationConfig):
+               specs: Mapping[str, ReplicaSpec], options: GenerationConfig,
+               placement: Placement = Placement()):
     """Prepares programs; each is compiled when it is used.
 
     Raises:
@@ -194,8 +196,9 @@ class LanguageEvaluator:
     self.store, self.specs = store, specs
     self.latest: dict[tuple[str, str], tuple[list[str], list[dict[str, np.ndarray]]]] = {}
     config = next(iter(specs.values())).config
-    self._statistics = make_statistics(model, method)
-    self._continue = make_continue(model, method, options, sampling_of(config))
+    self._placement = placement
+    self._statistics = placement.bound(make_statistics(model, method))
+    self._continue = placement.bound(make_continue(model, method, options, sampling_of(config)))
 
   def continued(self, trees: tuple[Tree, Tree, Tree],
                 rows: Sequence[Sequence[int]]) -> list[list[str]]:
@@ -209,7 +212,7 @@ class LanguageEvaluator:
     batch, (tuned, frozen, constants) = prompt_batch(rows, tokenizer.pad_id), trees
     count = jax.tree.leaves(tuned)[0].shape[0]
     stacked = {name: np.stack([leaf] * count) for name, leaf in batch.items()}
-    found = np.asarray(self._continue(tuned, frozen, constants, stacked))
+    found = fetch(self._continue(tuned, frozen, constants, self._placement.batch(stacked)))
     return [tokenizer.decode_batch(tokens[:, 1:]) for tokens in found]
 
   def __call__(self, tuned: Tree, frozen: Tree, constants: Tree, replicas: Sequence[Any],
@@ -224,8 +227,8 @@ class LanguageEvaluator:
     first = self.specs[names[0]]
     fields, statistics = first.config.data, []
     for batch in pipeline.eval_batches(self.store.rows(first, split), fields.eval_batch_size):
-      stacked = pipeline.stack_batches([batch] * len(names))
-      statistics.append(jax.device_get(self._statistics(tuned, frozen, constants, stacked)))
+      stacked = self._placement.batch(pipeline.stack_batches([batch] * len(names)))
+      statistics.append(fetch(self._statistics(tuned, frozen, constants, stacked)))
     prompts = self.store.examples(first, split)
     texts: list[list[str]] = [[] for _ in names]
     if prompts.examples:

@@ -14,7 +14,7 @@ from pemt_jax.experts.merging import fisher
 from pemt_jax.experts.merging import search as searching
 from pemt_jax.models.generation import log_probability
 from pemt_jax.models.segments import cut, join
-from pemt_jax.stages.expert_set import ExpertSet, Source, on_device
+from pemt_jax.stages.expert_set import ExpertSet, Source
 from pemt_jax.trees import Tree
 
 TRAIN, HELD_OUT = 'train', 'validation'
@@ -43,7 +43,8 @@ class RowMerger:
     vocab = experts.runner.model.config.vocab_size
     first = self._batches[tasks[0]][0]
     chunk = similarity.chunk_size(first, vocab, options.candidates)
-    self._losses = searching.make_candidate_losses(self._loss, chunk)
+    self._losses = experts.runner.placement.bound(
+        searching.make_candidate_losses(self._loss, chunk))
 
   def _loss(self, tuned: Tree, batch: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
     # Frozen parameters travel with the batch: as a constant they would be copied into the program.
@@ -61,7 +62,8 @@ class RowMerger:
     options, (tuned, constants) = self._options, self.experts.runner.stacked
     first = jax.tree.map(lambda leaf: leaf[0], constants)
     own = jax.tree.map(lambda leaf: leaf[chosen], tuned)
-    batches = [{'rows': on_device(batch), 'frozen': self.experts.runner.frozen, 'constants': first}
+    runner = self.experts.runner
+    batches = [{'rows': runner.rows(batch), 'frozen': runner.frozen, 'constants': first}
                for batch in self._batches[task]]
     base = cut(base, self.experts.stage.start.tuned_shapes())
     found = searching.search(own, base, self._losses, batches, options.candidates, options.rounds,
@@ -81,7 +83,7 @@ class RowMerger:
   def _diagonal(self, tasks: Sequence[str]) -> Tree:
     """Canonical tree of diagonal Fishers [source, ...] with a mean entry of 1, in one program."""
     batches = self.experts.batches(tasks, TRAIN, self._options.rows)
-    rows = [on_device(batches[task][0]) for task in tasks]
+    rows = [self.experts.runner.rows(batches[task][0]) for task in tasks]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
     keys = jax.random.split(jax.random.key(self._options.seed), len(tasks))
 
@@ -91,7 +93,7 @@ class RowMerger:
       return jax.lax.map(one, (sources, batches, keys))
 
     runner = self.experts.runner
-    return fisher.unit_scale(run(runner.stacked, runner.frozen, stacked, keys))
+    return fisher.unit_scale(runner.call(run, runner.stacked, runner.frozen, stacked, keys))
 
   def _squares(self, source: Source, frozen: Tree, batch: dict[str, jax.Array],
                key: jax.Array) -> Tree:

@@ -17,7 +17,7 @@ from pemt_jax.experts.similarity import LOGIT_METRICS, METRICS
 from pemt_jax.methods.base import shift_right
 from pemt_jax.models.sites import Plan
 from pemt_jax.models.t5 import T5
-from pemt_jax.stages.expert_set import Runner, Source, on_device
+from pemt_jax.stages.expert_set import Runner, Source
 from pemt_jax.trees import Tree
 
 ROW_METRICS = tuple(name for name, metric in METRICS.items() if metric.rows)
@@ -102,10 +102,10 @@ class Measurer:
     self.runner, self.options = runner, options
     count, vocab = runner.count, runner.model.config.vocab_size
     chunk = min(options.chunk or similarity.chunk_size(batch, vocab, count), count)
-    self._logits = jax.jit(runner.logits)
+    self._logits = runner.placement.bound(jax.jit(runner.logits))
     self._tokens = similarity.make_logit_scores(runner.logits, chunk)
     self._squares = similarity.make_gradient_squares(self._mean_loss, chunk, options.leaves)
-    self._states = jax.jit(self._block_states)
+    self._states = runner.placement.bound(jax.jit(self._block_states))
     self._cosines = jax.jit(lambda sources, *rest: jax.lax.map(
         lambda source: self._block_cosines(source, *rest), sources, batch_size=chunk))
     model = runner.model
@@ -165,10 +165,10 @@ class Measurer:
     most = max(len(self._chosen(name, batches)) for name in wanted)
     sums = []
     for batch in batches[:most]:
-      batch = on_device(batch)
+      batch = self.runner.rows(batch)
       reference = (self._logits(own, self.runner.frozen, batch) if 'kl' in wanted else None)
-      sums.append(jax.device_get(self._tokens(self.runner.stacked, self.runner.frozen, batch,
-                                              reference)))
+      sums.append(self.runner.call(self._tokens, self.runner.stacked, self.runner.frozen, batch,
+                                   reference))
     found = {}
     for name in wanted:
       used = sums[:len(self._chosen(name, batches))]
@@ -180,7 +180,7 @@ class Measurer:
 
   def logits(self, batch: Mapping[str, Any], source: Source) -> jax.Array:
     """[batch, length, vocab] of one source without a source axis."""
-    return self._logits(source, self.runner.frozen, on_device(batch))
+    return self._logits(source, self.runner.frozen, self.runner.rows(batch))
 
   def _gradients(self, batches, caps):
     options = self.options
@@ -192,8 +192,8 @@ class Measurer:
     totals: dict[str, dict[Any, np.ndarray]] = {name: {} for name in caps}
     for i, batch in enumerate(batches[:max(caps.values())]):
       own = None if key is None else jax.random.fold_in(key, i)
-      squares = jax.device_get(self._squares(self.runner.stacked, self.runner.frozen,
-                                             on_device(batch), own))
+      squares = self.runner.call(self._squares, self.runner.stacked, self.runner.frozen,
+                                 self.runner.rows(batch), own)
       for name in (name for name, cap in caps.items() if i < cap):
         for part, value in parts[name](squares).items():
           totals[name][part] = totals[name].get(part, 0.0) + value
@@ -207,10 +207,10 @@ class Measurer:
     used, rows = self._chosen('block_cosine', batches), 0.0
     for batch in used:
       rows += float(np.max(batch['inputs_mask'], axis=1).sum())
-      batch = on_device(batch)
+      batch = self.runner.rows(batch)
       reference = self._states(own, self.runner.frozen, batch)
-      found = jax.device_get(self._cosines(self.runner.stacked, self.runner.frozen, batch,
-                                           reference))
+      found = self.runner.call(self._cosines, self.runner.stacked, self.runner.frozen, batch,
+                               reference)
       for stack, _ in _STACKS:
         for block, value in enumerate(np.asarray(found[stack], np.float64).T):
           totals[stack, block] = totals.get((stack, block), 0.0) + value

@@ -20,10 +20,11 @@ from pemt_jax.data.tokenizer import Tokenizer, train_word_tokenizer
 from pemt_jax.errors import UserError, one_of
 from pemt_jax.interop import backbones
 from pemt_jax.methods import baselines
-from pemt_jax.methods.base import backbone_of, make_loss
+from pemt_jax.methods.base import backbone_of, boxed_shapes, make_loss
 from pemt_jax.models.bart_config import BartConfig
+from pemt_jax.sharding.placement import fetch
 from pemt_jax.stages.backbone import (
-    Backbone, as_frozen, load_backbone, place, require_text_to_text)
+    Backbone, as_frozen, load_backbone, place, placement_of, require_text_to_text)
 from pemt_jax.stages.config import data_config
 from pemt_jax.training.experiment import Experiment, make_replica
 from pemt_jax.training.rules import split_params
@@ -61,6 +62,7 @@ def build(config: mlc.ConfigDict, workdir: pathlib.Path,
   method = baselines.full(baselines.FullOptions(), backbone.config, 0)
   model = backbone_of(backbone.config, method.plan, backbone.compute)
   frozen, tuned = split_params(backbone.params, method.tuned)
+  placement = placement_of(config, boxed_shapes(model)['params'])
   loss_fn = make_loss(model, method)
   limits = ([source.input_limit], [source.target_limit])
   stream = lambda replica: pipeline.Stream(training, pipeline.StreamConfig(
@@ -73,10 +75,11 @@ def build(config: mlc.ConfigDict, workdir: pathlib.Path,
                    f'backbone-seed{seed}-lr{rate}', config.train, steps, seed=seed,
                    learning_rate=rate) for seed in config.seeds for rate in rates)
   experiment = Experiment(
-      replicas=replicas, frozen=as_frozen(frozen, 'float32'), loss_fn=loss_fn, stream=stream,
-      rules=((_EMBEDDING, 'embedding'), *method.tuned),
+      replicas=replicas, frozen=as_frozen(frozen, 'float32', placement), loss_fn=loss_fn,
+      stream=stream, rules=((_EMBEDDING, 'embedding'), *method.tuned),
       init=lambda replica: (jax.tree.map(lambda a: np.asarray(a, np.float32), tuned), {}),
-      evaluate=_evaluator(loss_fn, held_out, fields.eval_batch_size, limits),
+      evaluate=_evaluator(loss_fn, held_out, fields.eval_batch_size, limits, placement),
+      placement=placement,
       steps_per_epoch=lambda replica: steps)
   return experiment, backbone
 
@@ -133,17 +136,17 @@ def playground_text(config: mlc.ConfigDict, workdir: pathlib.Path) -> tuple[Toke
   return tokenizer, [str(folder)]
 
 
-def _evaluator(loss_fn, held_out, batch_size, limits):
-  batch_loss = jax.jit(over_replicas(
+def _evaluator(loss_fn, held_out, batch_size, limits, placement):
+  batch_loss = placement.bound(jax.jit(over_replicas(
       lambda tuned, constants, frozen, batch: loss_fn(tuned, frozen, constants, batch, None)[1],
-      (True, True, False, False)))
+      (True, True, False, False))))
 
   def evaluate(tuned, frozen, constants, replicas, split):
     if split != 'validation':
       return [{} for _ in replicas]
     total, weight = 0.0, 0.0
     for batch in pipeline.eval_batches(held_out, batch_size, *limits):
-      metrics = jax.device_get(batch_loss(tuned, constants, frozen, batch))
+      metrics = fetch(batch_loss(tuned, constants, frozen, placement.batch(batch, lead=0)))
       total = total + metrics['cross_entropy_nats'] * metrics['weight']
       weight = weight + metrics['weight']
     return [{'loss': float(value)} for value in np.atleast_1d(total / weight)]

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pemt_jax.errors import UserError
+from pemt_jax.sharding.placement import Placement
 from pemt_jax.training import rules as rules_lib
 
 Batch = dict[str, np.ndarray]
@@ -85,8 +86,8 @@ class Experiment:
     next_constants: see `step.StepOptions`.
     watch: (tuned, frozen, constants, replicas, step, workdir) -> None, called at every evaluation,
       as `evaluate` is, to write what the run shall keep of it; or None.
-    shardings: RunState -> `step.StepShardings`, or None for the default placement.
-    spmd_axis_name: mesh axis of the replica axis; such a run keeps finished replicas in the state.
+    placement: where arrays stand; `frozen` stands there already. Where the mesh has an axis for
+      replicas, finished ones stay in the state.
   """
 
   replicas: tuple[Replica, ...]
@@ -104,8 +105,7 @@ class Experiment:
   transform_clipped: Callable[..., Any] | None = None
   next_constants: Callable[..., Any] | None = None
   watch: Callable[..., None] | None = None
-  shardings: Callable[..., Any] | None = None
-  spmd_axis_name: str | None = None
+  placement: Placement = Placement()
 
 
 def make_replica(name: str, config: Any, steps_per_epoch: int, *, seed: int | None = None,

@@ -12,6 +12,7 @@ import numpy as np
 
 from pemt_jax.errors import UserError
 from pemt_jax.experts import tree_files
+from pemt_jax.sharding import placement
 from pemt_jax.training import checkpoints, display, optimisers, records
 from pemt_jax.training import schedules, state as state_lib, step as step_lib
 from pemt_jax.training.experiment import Experiment, Replica
@@ -36,6 +37,8 @@ class Run:
     self.replicas = {replica.name: replica for replica in experiment.replicas}
     self.progress = {name: Progress() for name in names}
     self.epoch = {r.name: experiment.steps_per_epoch(r) for r in experiment.replicas}
+    self.placement = experiment.placement
+    self.placement.require_replicas(len(names))
     self.frozen = jax.tree.map(jnp.asarray, experiment.frozen)
     self.tx = optimisers.make_optimiser(options, experiment.rules)
     self.store = checkpoints.RunCheckpoints(workdir / 'checkpoints' / 'run', options.keep)
@@ -72,17 +75,14 @@ class Run:
     self.meter = display.Meter()
 
   def _make_step(self) -> Any:
-    make_shardings = self.experiment.shardings
-    shardings = make_shardings(self.state) if make_shardings else None
-    if shardings:
-      self.state = jax.device_put(self.state, shardings.state)
-    return step_lib.make_train_step(
+    shardings = self.placement.state(self.state) if self.placement.mesh else None
+    return self.placement.bound(step_lib.make_train_step(
         self.experiment.loss_fn, self.tx,
         schedules.make_schedule(self.options, self.experiment.rules),
         step_lib.StepOptions(
             self.options.clip_norm, self.options.accumulate, self.options.accumulation == 'sum',
             self.experiment.transform_gradients, self.experiment.transform_clipped,
-            self.experiment.next_constants, self.experiment.spmd_axis_name), shardings)
+            self.experiment.next_constants, self.placement.replica_axis), shardings))
 
   def _template(self, record: checkpoints.Record) -> state_lib.RunState:
     checkpoints.require_same_replicas(record, list(self.replicas), self.workdir)
@@ -92,8 +92,13 @@ class Run:
     self.members = members
     tuned, constants = zip(*(self.experiment.init(replica) for replica in members))
     keys = np.stack([state_lib.replica_key(replica.name, replica.seed) for replica in members])
-    return state_lib.init_state(state_lib.stack_replicas(tuned),
-                                state_lib.stack_replicas(constants), keys, self.tx)
+    return self._placed(state_lib.init_state(state_lib.stack_replicas(tuned),
+                                             state_lib.stack_replicas(constants), keys, self.tx))
+
+  def _placed(self, state: state_lib.RunState) -> state_lib.RunState:
+    if self.placement.mesh is None:
+      return state
+    return jax.tree.map(placement.put, state, self.placement.state(state))
 
   def _prepare_members(self) -> None:
     """Derives what depends on who is in the state and who of them is live."""
@@ -102,7 +107,7 @@ class Run:
         warmup=np.array([r.warmup_steps for r in self.members], np.int32),
         total=np.array([r.total_steps for r in self.members], np.int32))
     active = [not self.progress[replica.name].finished for replica in self.members]
-    self.state = self.state.replace(active=jnp.asarray(active))
+    self.state = self._placed(self.state.replace(active=jnp.asarray(active)))
     self.streams = {replica.name: self.streams[replica.name] for replica in self.live}
 
   @property
@@ -121,6 +126,7 @@ class Run:
       batch = self.experiment.stack([drawn.get(r.name, drawn[live[0]]) for r in self.members])
     shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch))
     with self.clock.phase('step' if shapes in self._shapes else 'compilation'):
+      batch = self.placement.batch(batch)
       self.state, metrics = self.train_step(self.state, self.frozen, batch, self.rates)
     self._shapes.add(shapes)
     self.step += 1
@@ -143,7 +149,7 @@ class Run:
   def log(self, metrics: dict[str, jax.Array]) -> tuple[float, float]:
     """Writes one line per live member; returns (mean loss, tokens per second of all)."""
     with self.clock.phase('step'):  # The device works behind the program until it is asked.
-      values = jax.device_get(metrics)
+      values = placement.fetch(metrics)
     self._check_finite()
     seconds, steps_per_second, tokens_per_second = self.meter.read()
     self.losses = {}
@@ -160,7 +166,7 @@ class Run:
 
   def _check_finite(self) -> None:
     """Looks at the first bad steps that the device has kept since the last look."""
-    bad = np.asarray(self.state.first_bad_step)
+    bad = placement.fetch(self.state.first_bad_step)
     if (bad >= 0).any():
       step = int(bad[bad >= 0].min())
       index = int(np.flatnonzero(bad == step)[0])
@@ -219,7 +225,7 @@ class Run:
         self.writer.write(self.step, replica.name, named)
       if progress.record(result if evaluated else None, self.options, replica.name,
                          self.losses.get(replica.name)):
-        mine = jax.tree.map(lambda x, i=index: x[i], jax.device_get((tuned, constants)))
+        mine = jax.tree.map(lambda x, i=index: x[i], placement.fetch((tuned, constants)))
         self.best.save(replica.name, self.step, *mine)
     return [f'{r.name} at step {self.step}: ' + ', '.join(f'{k} {v:.4g}' for k, v in result.items())
             for r, result in zip(due, results)]
@@ -228,7 +234,7 @@ class Run:
     """Takes finished members out of the state once a quarter has finished: few new programs."""
     live = self.live
     small_enough = 0 < len(live) <= 0.75 * len(self.members)
-    if small_enough and not self.experiment.spmd_axis_name:
+    if small_enough and not self.placement.replica_axis:
       self.state = state_lib.take_state(self.state, [self.members.index(r) for r in live])
       self.members = live
     self._prepare_members()

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from pemt_jax.errors import UserError
+from pemt_jax.sharding.placement import fetch
 
 
 @flax.struct.dataclass
@@ -63,7 +64,7 @@ def stack_replicas(trees: Sequence[Any]) -> Any:
         raise UserError(f"'{name}' has shape {shapes.get(name, 'absent')} in replica {index} and "
                         f"{first.get(name, 'absent')} in replica 0; replicas of one run need equal "
                         'shapes, so pad them or train these replicas one by one.')
-  return jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(list(trees)))
+  return jax.tree.map(lambda *leaves: np.stack(leaves), *fetch(list(trees)))
 
 
 def take_replicas(tree: Any, indices: Sequence[int]) -> Any:
@@ -72,7 +73,7 @@ def take_replicas(tree: Any, indices: Sequence[int]) -> Any:
   It goes through the host, where nothing is compiled: selections are rare and differ in size.
   """
   chosen = np.asarray(indices, np.int32)
-  return jax.tree.map(lambda leaf: jnp.asarray(leaf[chosen]), jax.device_get(tree))
+  return jax.tree.map(lambda leaf: jnp.asarray(leaf[chosen]), fetch(tree))
 
 
 def take_state(state: RunState, indices: Sequence[int]) -> RunState:

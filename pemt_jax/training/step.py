@@ -39,17 +39,6 @@ class StepOptions:
   spmd_axis_name: str | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class StepShardings:
-  """Shardings (or trees of them, prefixes allowed) of the arguments of a train step."""
-
-  state: Any
-  frozen: Any
-  batch: Any
-  rates: Any
-  metrics: Any
-
-
 def over_replicas(function: Callable[..., Any], mapped: tuple[bool, ...],
                   spmd_axis_name: str | None = None) -> Callable[..., Any]:
   """Lifts a function of one replica to arguments with a leading [replica] axis.
@@ -131,7 +120,7 @@ def loss_and_gradients(loss_fn: Callable[..., Any], tuned: Any, rest: tuple[Any,
 
 def make_train_step(loss_fn: Callable[..., Any], tx: optax.GradientTransformationExtraArgs,
                     schedule: Callable[..., Any], options: StepOptions = StepOptions(),
-                    shardings: StepShardings | None = None) -> Callable[..., Any]:
+                    state_shardings: Any = None) -> Callable[..., Any]:
   """Makes the jitted step (state, frozen, batch, rates) -> (state, metrics).
 
   Args:
@@ -139,7 +128,7 @@ def make_train_step(loss_fn: Callable[..., Any], tx: optax.GradientTransformatio
     tx: optimiser that takes `learning_rate`, see `optimisers`.
     schedule: (step, peak, warmup, total) -> learning rate, or mapping {group: learning rate}.
     options: see `StepOptions`.
-    shardings: placement of arguments and results; None leaves it to jit.
+    state_shardings: of the new state, as `Placement.state` gives them; None leaves them to jit.
 
   Returns:
     Step; the state is donated, `frozen` (no replica axis) is not. Batch leaves are [replica, batch,
@@ -179,7 +168,6 @@ def make_train_step(loss_fn: Callable[..., Any], tx: optax.GradientTransformatio
     new, metrics = every(state.replace(step=None), rates, batch, frozen, state.step)
     return new.replace(step=state.step + 1), metrics
 
-  if shardings is None:
+  if state_shardings is None:
     return jax.jit(train_step, donate_argnums=0)
-  return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings.state, shardings.metrics),
-                 in_shardings=(shardings.state, shardings.frozen, shardings.batch, shardings.rates))
+  return jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, None))

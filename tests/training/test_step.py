@@ -172,9 +172,8 @@ def test_sharded_replicas_give_the_same_numbers():
   plain, tx = make_step()
   state, rates = make_state('ab', tx), make_rates([9, 9])
   where = jax.tree.map(lambda x: split if x.ndim else whole, state)
-  shardings = step_lib.StepShardings(where, whole, split, split, split)
   sharded = step_lib.make_train_step(loss_fn, tx, schedules.linear_schedule,
-                                     step_lib.StepOptions(spmd_axis_name='replica'), shardings)
+                                     step_lib.StepOptions(spmd_axis_name='replica'), where)
   with jax.set_mesh(mesh):
     found, _ = sharded(jax.device_put(state, where), FROZEN, make_batch(2), rates)
   expected, _ = plain(make_state('ab', tx), FROZEN, make_batch(2), rates)
