@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from pemt_jax.deltas.base import Delta, Values, Weight, Weights, normal_init
+from pemt_jax.experts.group_pieces import Maps
 from pemt_jax.experts.grouped import Groups
 from pemt_jax.experts.mpo import rebuild
 from pemt_jax.experts.mpo_shapes import Factors
@@ -116,25 +117,30 @@ class DenseExperts:
       [batch, length, choice, embed], zeros for choices of no expert.
     """
     choices = groups.chosen.shape[-1]
-    rows = groups.rows(x)
-
-    def project(name, rows):
-      y = groups.product(rows, values[f'{name}/kernel'])
-      if self.biases == 'none':
-        return y
-      bias = values[f'{name}/bias']
-      return y + (groups.spread(bias) if self.biases == 'expert' else bias)
-
-    hidden = ACTIVATIONS[self.activation](project(self.inputs[0], rows))
-    if self.gated:
-      hidden *= project('wi_1', rows)
-    ones = lambda width: jnp.ones((*x.shape[:2], choices * width), x.dtype)
+    kept = None
     if self.hidden_dropout and work.context is not None and work.context.key is not None:
-      kept = work.drop(self.hidden_dropout, 'mlp/hidden')(ones(self.mlp))
-      hidden *= groups.rows(kept.reshape(-1, choices, self.mlp))
-    y = groups.back(project('wo', hidden)).reshape(*x.shape[:2], -1)
+      ones = jnp.ones((*x.shape[:2], choices * self.mlp), x.dtype)
+      kept = work.drop(self.hidden_dropout, 'mlp/hidden')(ones)
+      kept = groups.rows(kept.reshape(-1, choices, self.mlp))
+    if self.biases == 'shared':
+      values = {name: jnp.broadcast_to(value, (groups.experts, *value.shape))
+                if name.endswith('/bias') else value for name, value in values.items()}
+    y = groups.through(Maps(self._inputs_of, self._output_of), values, groups.rows(x), kept)
+    y = groups.back(y).reshape(*x.shape[:2], -1)
     return work.drop(self.output_dropout, 'mlp/experts')(y).reshape(
         *x.shape[:2], choices, x.shape[-1])
+
+  def _inputs_of(self, place, values, rows):
+    return {name: place.project(rows, values[f'{name}/kernel'], values.get(f'{name}/bias'))
+            for name in self.inputs}
+
+  def _output_of(self, place, values, hidden, kept):
+    y = ACTIVATIONS[self.activation](hidden[self.inputs[0]])
+    if self.gated:
+      y *= hidden['wi_1']
+    if kept is not None:
+      y *= kept
+    return place.project(y, values['wo/kernel'], values.get('wo/bias'))
 
   def unrouted(self, x: jax.Array, work: Work) -> jax.Array:
     """What a token without expert gives: zeros, the residual stream goes past."""

@@ -6,7 +6,7 @@ cost follows tokens but where `batched` pads:
 
 | form | rows | products |
 |---|---|---|
-| `sorted` | sorted by expert | CPU: chunk by chunk of each group; elsewhere `ragged_dot` |
+| `sorted` | sorted by expert | CPU: each group in one piece or few; elsewhere `ragged_dot` |
 | `ragged` | sorted by expert | `jax.lax.ragged_dot` |
 | `gathered` | as the choices stand | every row reads a matrix of its own: for few tokens |
 | `batched` | [group, expert, capacity] | one batched product, sharded along `expert` |
@@ -15,13 +15,15 @@ cost follows tokens but where `batched` pads:
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from pemt_jax.experts.group_products import Extents, extents, product
+from pemt_jax.experts import group_pieces
+from pemt_jax.experts.group_pieces import Maps
 
 FORMS = ('auto', 'sorted', 'ragged', 'gathered', 'batched')
 # Logical axes of [group, choice, features] outside of the layer and spread over all devices, and of
@@ -92,17 +94,20 @@ class Groups:
     index: rows' places among all choices; `batched`: [group, expert, capacity] among those of the
       group; out of range for a row without a choice.
     inverse: [group, token, choice] its row; `batched`: its row in [expert * capacity].
-    place: `sorted`: where the groups stand; `ragged`: number of choices [expert].
-    experts: their number.
+    sizes: [expert] number of choices.
     form: one of FORMS, not 'auto'.
   """
 
   chosen: jax.Array
   index: jax.Array
   inverse: jax.Array
-  place: Extents | jax.Array | None
-  experts: int = flax.struct.field(pytree_node=False)
+  sizes: jax.Array
   form: str = flax.struct.field(pytree_node=False)
+
+  @property
+  def experts(self) -> int:
+    """Number of experts."""
+    return self.sizes.size
 
   def rows(self, x: jax.Array) -> jax.Array:
     """Features of all tokens, the same for its choices or not, -> rows of features.
@@ -121,24 +126,23 @@ class Groups:
     rows = jax.vmap(take_rows)(x, self.index, self.inverse.reshape(groups, -1))
     return _constrained(rows, _SENT, _RECEIVED)
 
-  def product(self, rows: jax.Array, kernels: jax.Array) -> jax.Array:
-    """Rows of `in` and kernels [expert, in, out] -> rows of `out`."""
-    if self.form == 'batched':
-      return jnp.einsum('gecd,edf->gecf', rows, kernels)
-    if self.form == 'gathered':
-      return jnp.einsum('rd,rdf->rf', rows, self.spread(kernels))
-    if self.form == 'ragged':
-      return jax.lax.ragged_dot(rows, kernels, self.place)
-    return product(rows, kernels, self.place)
+  def through(self, maps: Maps, weights: Any, rows: jax.Array, extra: Any = None) -> jax.Array:
+    """Sends rows through two maps, see `group_pieces.through`."""
+    if self.form != 'sorted':
+      return maps.both(self, weights, rows, extra)[0]
+    lengths = group_pieces.lengths_of(self.chosen.size, self.experts)
+    return group_pieces.through(maps, lengths, weights, rows, extra, self.sizes)
 
-  def spread(self, vectors: jax.Array) -> jax.Array:
-    """Something of each expert [expert, ...] for each row."""
+  def project(self, rows: jax.Array, kernels: jax.Array, biases: jax.Array | None) -> jax.Array:
+    """Rows of `in`, [expert, in, out] and [expert, out] -> rows of `out`; not for `sorted`."""
+    if self.form == 'ragged':
+      return group_pieces.AllGroups(self.sizes).project(rows, kernels, biases)
     if self.form == 'batched':
-      return vectors[None, :, None]
-    flat = self.chosen.reshape(-1)
-    if self.form != 'gathered':
-      flat = flat.at[self.index].get(mode='fill', fill_value=self.experts)
-    return jnp.take(vectors, flat, axis=0, mode='clip')
+      y = jnp.einsum('gecd,edf->gecf', rows, kernels)
+      return y if biases is None else y + biases[None, :, None]
+    own = jnp.minimum(self.chosen.reshape(-1), self.experts - 1)
+    y = jnp.einsum('rd,rdf->rf', rows, kernels[own])
+    return y if biases is None else y + biases[own]
 
   def back(self, rows: jax.Array) -> jax.Array:
     """Rows of features -> [group, token, choice, features], zeros for choices of no expert."""
@@ -172,11 +176,16 @@ def group(chosen: jax.Array, experts: int, form: str = 'auto',
   count = chosen.size
   if form == 'auto':
     form = ('batched' if _on_mesh() else 'gathered' if count <= experts else 'sorted')
+  flat = chosen.reshape(-1)
   if form == 'gathered':
     places = jnp.arange(count)
-    return Groups(chosen, places, places.reshape(chosen.shape), None, experts, form)
+    sizes = jnp.zeros(experts, jnp.int32)
+    return Groups(chosen, places, places.reshape(chosen.shape), sizes, form)
   if form != 'batched':
-    return _sorted(chosen, experts, form)
+    order, place, sizes = _sort(flat, experts)
+    spare = group_pieces.spare_of(count, experts) if form == 'sorted' else 0
+    order = jnp.concatenate([order, jnp.full(spare, count, order.dtype)])
+    return Groups(chosen, order, place.reshape(chosen.shape), sizes, form)
   capacity = tokens if capacity is None else min(capacity, tokens)
   own = chosen.reshape(groups, -1)
   slot = own * capacity + ranks(own, experts)
@@ -185,20 +194,8 @@ def group(chosen: jax.Array, experts: int, form: str = 'auto',
   empty = jnp.full((groups, experts * capacity), tokens * choices)
   put = jax.vmap(lambda empty, slot, places: empty.at[slot].set(places, mode='drop'))
   index = put(empty, slot, places).reshape(groups, experts, capacity)
-  return Groups(chosen, index, slot.reshape(chosen.shape), None, experts, form)
-
-
-def _sorted(chosen, experts, form):
-  flat = chosen.reshape(-1)
-  order, rank, sizes = _sort(flat, experts)
-  if form == 'ragged':
-    return Groups(chosen, order, rank.reshape(chosen.shape), sizes, experts, form)
-  place = extents(sizes, flat.size)
-  shift = place.starts - (jnp.cumsum(sizes) - sizes)
-  row = jnp.where(flat < experts, rank + shift[jnp.minimum(flat, experts - 1)], place.rows)
-  index = jnp.full(place.rows, flat.size, row.dtype)
-  index = index.at[row].set(jnp.arange(flat.size, dtype=row.dtype), mode='drop')
-  return Groups(chosen, index, row.reshape(chosen.shape), place, experts, form)
+  sizes = jnp.zeros(experts, jnp.int32)
+  return Groups(chosen, index, slot.reshape(chosen.shape), sizes, form)
 
 
 def _constrained(x, *axes):

@@ -11,44 +11,52 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from pemt_jax.experts import grouped
+from pemt_jax.experts import group_pieces, grouped
+from pemt_jax.experts.group_pieces import Maps
 
 FORMS = ('sorted', 'ragged', 'gathered', 'batched')
 GROUPS, TOKENS, CHOICES, EXPERTS, WIDTH, HIDDEN = 2, 37, 2, 5, 3, 4
 
 
 def draw(seed):
-  """(chosen, tokens, kernels, biases, weights of the loss); some choices are of no expert."""
+  """(chosen, tokens, weights, constants, weights of the loss); some choices are of no expert."""
   rng = np.random.default_rng(seed)
   order = rng.permuted(np.tile(np.arange(EXPERTS + 1), (GROUPS, TOKENS, 1)), axis=-1)
   chosen = order[..., :CHOICES]
   chosen[0, :20, 0], chosen[0, :20, 1] = 3, 1  # uneven, expert 2 of the first group is rare
   normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
-  return (chosen.astype(np.int32), normal(GROUPS, TOKENS, WIDTH), normal(EXPERTS, WIDTH, HIDDEN),
-          normal(EXPERTS, HIDDEN), normal(GROUPS, TOKENS, CHOICES, HIDDEN))
+  weights = {'in': normal(EXPERTS, WIDTH, HIDDEN), 'bias': normal(EXPERTS, HIDDEN),
+             'out': normal(EXPERTS, HIDDEN, WIDTH)}
+  return (chosen.astype(np.int32), normal(GROUPS, TOKENS, WIDTH), weights,
+          normal(GROUPS, TOKENS, CHOICES, HIDDEN), normal(GROUPS, TOKENS, CHOICES, WIDTH))
+
+
+MAPS = Maps(lambda place, weights, rows: place.project(rows, weights['in'], weights['bias']),
+            lambda place, weights, middle, extra: place.project(
+                jnp.sin(middle) * extra, weights['out'], None))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def outcome(form, chosen, x, kernels, biases, weights):
-  """Value and gradients of a layer without activation."""
-  def loss(x, kernels, biases):
+def outcome(form, chosen, x, weights, extra, factors):
+  """Value and gradients of two maps."""
+  def loss(x, weights):
     groups = grouped.group(chosen, EXPERTS, form)
-    rows = groups.rows(x)
-    y = groups.back(jnp.sin(groups.product(rows, kernels) + groups.spread(biases)))
-    return jnp.sum(y * weights), y
+    y = groups.back(groups.through(MAPS, weights, groups.rows(x), groups.rows(extra)))
+    return jnp.sum(y * factors), y
 
-  return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(x, kernels, biases)
+  return jax.value_and_grad(loss, (0, 1), has_aux=True)(x, weights)
 
 
 @jax.jit
-def expected(chosen, x, kernels, biases, weights):
-  def loss(x, kernels, biases):
-    own = jnp.minimum(chosen, EXPERTS - 1)
-    y = jnp.sin(jnp.einsum('gtd,gtkdf->gtkf', x, kernels[own]) + biases[own])
+def expected(chosen, x, weights, extra, factors):
+  def loss(x, weights):
+    own = jax.tree.map(lambda a: a[jnp.minimum(chosen, EXPERTS - 1)], weights)
+    y = jnp.sin(jnp.einsum('gtd,gtkdf->gtkf', x, own['in']) + own['bias']) * extra
+    y = jnp.einsum('gtkf,gtkfd->gtkd', y, own['out'])
     y = jnp.where((chosen < EXPERTS)[..., None], y, 0.0)
-    return jnp.sum(y * weights), y
+    return jnp.sum(y * factors), y
 
-  return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(x, kernels, biases)
+  return jax.value_and_grad(loss, (0, 1), has_aux=True)(x, weights)
 
 
 @pytest.mark.parametrize('form', FORMS)
@@ -58,11 +66,24 @@ def test_every_form_is_one_row_at_a_time(form):
                outcome(form, *given), expected(*given))
 
 
+@hypothesis.given(st.lists(st.integers(0, EXPERTS), min_size=2, max_size=GROUPS),
+                  st.integers(0, TOKENS))
+@hypothesis.example([EXPERTS, EXPERTS], TOKENS)
+@hypothesis.example([2, 2], TOKENS)
+def test_loads_may_be_anything(favourites, count):
+  """The first tokens of each group all go to one expert, or to none."""
+  chosen, *rest = draw(3)
+  for row, favourite in enumerate(favourites):
+    chosen[row, :count] = favourite
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-5),
+               outcome('sorted', chosen, *rest), expected(chosen, *rest))
+
+
 @pytest.mark.parametrize('form', [form if form == 'sorted' else pytest.param(
     form, marks=pytest.mark.slow) for form in FORMS])
 def test_replicas_are_separate(form):
   both = [draw(1), draw(2)]
-  stacked = [np.stack(leaves) for leaves in zip(*both, strict=True)]
+  stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *both)
   found = jax.jit(jax.vmap(functools.partial(outcome, form)))(*stacked)
   for number, given in enumerate(both):
     jax.tree.map(lambda a, b, number=number: np.testing.assert_allclose(
@@ -88,7 +109,10 @@ def test_few_choices_gather_matrices_and_many_are_sorted():
 def test_cost_follows_tokens():
   """Rows that the products of a CPU read at random loads, over those of the tokens."""
   rng, tokens = np.random.default_rng(0), 2048
-  for experts, most in ((1, 1.0), (4, 1.25), (8, 1.3), (32, 1.35)):
-    chunk = grouped._chunk_of(tokens, experts)
+  for experts, most in ((1, 1.0), (8, 1.1), (32, 1.2)):
+    lengths = group_pieces.lengths_of(tokens, experts)
     sizes = np.bincount(rng.integers(experts, size=tokens), minlength=experts)
-    assert np.sum(-(-sizes // chunk)) * chunk <= most * tokens
+    counts = np.asarray(jax.jit(group_pieces.counts, static_argnums=1)(sizes, lengths))
+    assert np.all(counts @ np.array(lengths) >= sizes)
+    assert np.sum(counts @ np.array(lengths)) <= most * tokens
+    assert np.sum(counts) <= 1.5 * experts
