@@ -56,8 +56,8 @@ class Maps:
   """What rows go through; `place` is a `OneGroup`, an `AllGroups` or a `grouped.Groups`.
 
   Attributes:
-    first: (place, weights, rows) -> a tree of rows; affine in rows and in weights, so that it is not
-      computed again for gradients.
+    first: (place, weights, rows) -> a tree of rows; affine in rows and in weights, so that it is
+      not computed again for gradients.
     second: (place, weights, that tree, constants of the rows) -> rows.
   """
 
@@ -147,7 +147,7 @@ through.defvjp(_forward, _backward)
 
 
 def _in_pieces(work, lengths, weights, rows, extra, sizes):
-  """Rows through `work`; a piece may reach into groups that follow, which then overwrite those rows."""
+  """Rows through `work`; groups overwrite the rows in which the piece before them has reached."""
   @jax.custom_batching.sequential_vmap
   def run(weights, rows, extra, sizes):
     def piece(length, expert, first, _, found):
