@@ -33,6 +33,7 @@ def default_train_config() -> mlc.ConfigDict:
   config.schedule = 'linear'     # a name of schedules.SCHEDULES
   config.schedule_power = 1.0    # 'polynomial': of the share of steps that are left, > 0
   config.schedule_end = 1e-7     # 'polynomial': last rate, >= 0, below the peak rate
+  config.schedule_floor = 0.0    # 'linear': rate that it does not fall below, in [0, peak rate]
   config.schedule_cycles = 1     # 'cosine_w_restarts': falls from the peak rate to 0, >= 1
   config.warmup_steps = 0        # updates from rate 0 to the peak, >= 0
   config.first_group = ''        # group that alone moves in the first steps (ProPETL: 'scores')
@@ -95,6 +96,7 @@ def check_train_config(config: mlc.ConfigDict) -> None:
       'first_factor': config.first_factor >= 0, 'schedule_power': config.schedule_power > 0,
       'schedule_end': config.schedule != 'polynomial' or (
           0 <= config.schedule_end < config.learning_rate),
+      'schedule_floor': 0 <= config.schedule_floor <= config.learning_rate,
       'schedule_cycles': config.schedule_cycles >= 1,
       'vanishing_loss': config.vanishing_loss >= 0,
       'eval_after': config.eval_after >= 0,

@@ -28,9 +28,15 @@ def _progress(step, warmup, total):
   return jnp.clip((step - warmup) / jnp.maximum(total - warmup, 1.0), 0.0, 1.0)
 
 
-def linear_schedule(step: Array, peak: Array, warmup: Array, total: Array) -> jax.Array:
-  """Warm-up from 0 to `peak`, then linear to 0 at `total`; scalars or [replica]."""
-  return peak * _warm(step, warmup) * (1.0 - _progress(step, warmup, total))
+def linear_schedule(step: Array, peak: Array, warmup: Array, total: Array,
+                    floor: float = 0.0) -> jax.Array:
+  """Warm-up from 0 to `peak`, then linear to 0 at `total`; scalars or [replica].
+
+  Behind the warm-up the rate stays at `floor` where it would fall below (`final_lr` of MPOP, Liu et
+  al. 2021).
+  """
+  rate = peak * _warm(step, warmup) * (1.0 - _progress(step, warmup, total))
+  return jnp.where(jnp.asarray(step) < jnp.asarray(warmup), rate, jnp.maximum(rate, floor))
 
 
 def constant_schedule(step: Array, peak: Array, warmup: Array, total: Array) -> jax.Array:
@@ -95,6 +101,7 @@ SCHEDULES: dict[str, Callable[..., jax.Array]] = {
 }
 # Schedule -> its options: argument and field of `config.train`.
 OPTIONS: Mapping[str, Mapping[str, str]] = {
+    'linear': {'floor': 'schedule_floor'},
     'polynomial': {'power': 'schedule_power', 'end': 'schedule_end'},
     'cosine_w_restarts': {'cycles': 'schedule_cycles'},
 }

@@ -38,8 +38,21 @@ def test_there_may_be_several_first_steps():
 
 
 def test_without_a_first_group_the_schedule_is_one_rate():
+  schedule = schedules.make_schedule(default_train_config(), RULES)
+  rates = [float(schedule(step, 0.5, 2, 6)) for step in range(7)]
+  np.testing.assert_allclose(rates, [0.0, 0.25, 0.5, 0.375, 0.25, 0.125, 0.0], rtol=1e-6)
+
+
+def test_a_linear_rate_stays_at_its_floor():
   config = default_train_config()
-  assert schedules.make_schedule(config, RULES) is schedules.linear_schedule
+  config.learning_rate, config.schedule_floor = 0.5, 0.2
+  check_train_config(config)
+  schedule = schedules.make_schedule(config, RULES)
+  rates = [float(schedule(step, 0.5, 2, 6)) for step in range(9)]
+  np.testing.assert_allclose(rates, [0.0, 0.25, 0.5, 0.375, 0.25, 0.2, 0.2, 0.2, 0.2], rtol=1e-6)
+  config.schedule_floor = 0.6
+  with pytest.raises(UserError, match='config.train.schedule_floor is 0.6'):
+    check_train_config(config)
 
 
 @pytest.mark.parametrize('schedule, options, name, arguments', [
