@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from pemt_jax.models import layers
+from pemt_jax.models import attention, layers
 from pemt_jax.models.bart_config import BartConfig
 from pemt_jax.models.gpt2_config import GPT2Config
 from pemt_jax.models.layers import Compute, Norm, OpenSite, Projection
@@ -228,7 +228,9 @@ class Attention(nn.Module):
     query, query_aux = self.q(x, context)
     query = layers.split_heads(query, self.spec.config.heads)
     inputs = AttentionInputs(query, *memory)
-    mixed, aux = self._attend(inputs, bias, context, self.spec.config.attention_dropout)
+    rate = self.spec.compute.attention_dropout
+    rate = self.spec.config.attention_dropout if rate is None else rate
+    mixed, aux = self._attend(inputs, bias, context, rate)
     out, out_aux = self.o(mixed, context)
     return out, query_aux | aux | out_aux
 
@@ -246,6 +248,12 @@ class Attention(nn.Module):
           spread = lambda a: jnp.repeat(a, rows // a.shape[0], axis=0)  # one copy for each beam
           inputs = inputs.replace(prefix_key=spread(inputs.prefix_key),
                                   prefix_value=spread(inputs.prefix_value))
+      kernel = None
+      if context.position is None and not self.is_initializing():
+        dropped = rate if context.key is not None else 0.0
+        kernel = attention.choose(self.spec.compute, inputs, dropped)
+      if kernel is not None:
+        return attention.run(kernel, inputs, bias, context.mask[:, 0], scale)
       return layers.attend(inputs, bias, own, rate, self.rng(context), scale)
 
     return self.attend(base, inputs, context)
@@ -283,8 +291,8 @@ class Attention(nn.Module):
         for name, old in cache.items() if name in new}
     key, value = (jax.lax.dynamic_index_in_dim(cache[name], index, 0, keepdims=False)
                   for name in ('key', 'value'))
-    attention = AttentionInputs(layers.split_heads(rows(query), heads), key, value)
-    mixed, a3 = self._attend(attention, inputs.self_bias, inputs.context, 0.0)
+    read = AttentionInputs(layers.split_heads(rows(query), heads), key, value)
+    mixed, a3 = self._attend(read, inputs.self_bias, inputs.context, 0.0)
     out, a4 = self.o(mixed.reshape(batch, beams, -1), inputs.context)
     return out, cache, a0 | a1 | a2 | a3 | a4
 

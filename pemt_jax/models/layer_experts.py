@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pemt_jax.errors import UserError
+from pemt_jax.models.attention import without_kernel
 from pemt_jax.models.blocks import LayerInputs, StackInputs, StackSpec
 from pemt_jax.models.layers import OpenSite
 from pemt_jax.models.sites import Aux, Plan, Rule
@@ -96,7 +97,8 @@ class ExpertLayer(nn.Module):
   rule: Rule
 
   def setup(self):
-    self.experts = self.layer(self.spec)
+    compute = without_kernel(self.spec.compute, 'no kernel runs in several copies of a layer')
+    self.experts = self.layer(dataclasses.replace(self.spec, compute=compute))
     site = self.spec.site(SITE, ('embed', 'embed'))
     self.gate = self.rule.delta.gate_module(site, self.rule.name)
 

@@ -31,12 +31,18 @@ class Compute:
     remat: recompute layer activations in the backward pass.
     mask_targets: self-attention of the decoder does not look at padding of the targets. As the
       padding stands last, this changes nothing but states at padding.
+    attention: 'plain', 'fused' or 'auto', see `models/attention.py`.
+    attention_dropout: rate of the attention weights; None is the backbone's.
+    platform: that programs are made for; '' is that of the default device.
   """
 
   dtype: str = 'float32'
   scan_layers: bool = True
   remat: bool = False
   mask_targets: bool = False
+  attention: str = 'auto'
+  attention_dropout: float | None = None
+  platform: str = ''
 
 
 def fold_name(key: jax.Array, name: str) -> jax.Array:
