@@ -109,7 +109,7 @@ class Placement:
     """Moves parameters of the model, NumPy or on devices, to where they belong."""
     if self.mesh is None:
       return jax.tree.map(jax.numpy.asarray, tree)
-    return jax.tree.map(put, tree, self._of_params(tree))
+    return jax.tree.map(put, tree, self.of_params(tree))
 
   def stacked(self, tree: Tree, spread: bool = True) -> Tree:
     """The same for a tree with a leading axis.
@@ -123,7 +123,7 @@ class Placement:
     axis = self.replica_axis if spread else None
     if axis and jax.tree.leaves(tree)[0].shape[0] % self.mesh.shape[axis]:
       axis = None
-    return jax.tree.map(put, tree, rules_lib.over_replicas(self._of_params(tree), axis))
+    return jax.tree.map(put, tree, rules_lib.over_replicas(self.of_params(tree), axis))
 
   def whole(self, tree: Tree) -> Tree:
     """Puts a copy of a tree on every device."""
@@ -140,20 +140,28 @@ class Placement:
     """
     if self.mesh is None:
       return dict(batch)
-    return {name: put(leaf, self._of_rows(name, leaf, lead)) for name, leaf in batch.items()}
+    return {name: put(batch[name], where) for name, where in self.of_batch(batch, lead).items()}
+
+  def of_batch(self, batch: Mapping[str, np.ndarray], lead: int = 1) -> dict[str, NamedSharding]:
+    """Shardings of a batch, see `batch`."""
+    return {name: self._of_rows(name, leaf, lead) for name, leaf in batch.items()}
 
   def state(self, state: Tree) -> Tree:
     """Shardings of a `RunState`: what is tuned and its moments by the rules, the rest whole."""
     axis = self.replica_axis
-    tuned = rules_lib.over_replicas(self._of_params(state.tuned), axis)
+    tuned = rules_lib.over_replicas(self.of_params(state.tuned), axis)
     over = NamedSharding(self.mesh, PartitionSpec(axis))
     others = {name: jax.tree.map(lambda _: over, getattr(state, name))
               for name in ('constants', 'key', 'active', 'first_bad_step')}
     return state.replace(step=rules_lib.replicated(self.mesh), tuned=tuned,
                          moments=rules_lib.matching(state.moments, tuned, over), **others)
 
-  def _of_params(self, tree: Tree) -> Tree:
-    """Shardings of a tree that holds some of the parameters."""
+  def placed(self, state: Tree) -> Tree:
+    """Moves a `RunState` to where `state` says."""
+    return state if self.mesh is None else jax.tree.map(put, state, self.state(state))
+
+  def of_params(self, tree: Tree) -> Tree:
+    """Shardings of a tree that holds some of the parameters of the model."""
     name = functools.partial(jax.tree_util.keystr, simple=True, separator='/')
     return jax.tree_util.tree_map_with_path(lambda path, _: self.params[name(path)], tree)
 

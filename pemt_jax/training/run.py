@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,6 +22,26 @@ from pemt_jax.training.progress import Progress, evaluation_is_due
 
 class NonFiniteError(UserError):
   """The loss or a gradient of a replica is infinite or not a number."""
+
+
+def make_step(experiment: Experiment, options: Any, tx: optimisers.Optimiser,
+              state: state_lib.RunState) -> Callable[..., Any]:
+  """The compiled train step of a job, to be called and lowered in the scope of its placement.
+
+  Args:
+    experiment: see there.
+    options: the `train` part of a config.
+    tx: optimiser of `options`.
+    state: a state of the job; its shapes suffice.
+  """
+  placement = experiment.placement
+  return step_lib.make_train_step(
+      experiment.loss_fn, tx, schedules.make_schedule(options, experiment.rules),
+      step_lib.StepOptions(
+          options.clip_norm, options.accumulate, options.accumulation == 'sum',
+          experiment.transform_gradients, experiment.transform_clipped,
+          experiment.next_constants, placement.replica_axis),
+      placement.state(state) if placement.mesh else None)
 
 
 class Run:
@@ -54,7 +75,7 @@ class Run:
 
   def restore_or_start(self) -> None:
     """Restores in this order: record, members, arrays, data positions, metric files."""
-    restored = self.store.restore(self._template)
+    restored = self.store.restore(self._template, self.best.damage)
     times = self.workdir / records.TIMES
     if restored is not None and times.exists():
       self.clock = display.Clock(tree_files.read_json(times))
@@ -75,14 +96,7 @@ class Run:
     self.meter = display.Meter()
 
   def _make_step(self) -> Any:
-    shardings = self.placement.state(self.state) if self.placement.mesh else None
-    return self.placement.bound(step_lib.make_train_step(
-        self.experiment.loss_fn, self.tx,
-        schedules.make_schedule(self.options, self.experiment.rules),
-        step_lib.StepOptions(
-            self.options.clip_norm, self.options.accumulate, self.options.accumulation == 'sum',
-            self.experiment.transform_gradients, self.experiment.transform_clipped,
-            self.experiment.next_constants, self.placement.replica_axis), shardings))
+    return self.placement.bound(make_step(self.experiment, self.options, self.tx, self.state))
 
   def _template(self, record: checkpoints.Record) -> state_lib.RunState:
     checkpoints.require_same_replicas(record, list(self.replicas), self.workdir)
@@ -92,13 +106,8 @@ class Run:
     self.members = members
     tuned, constants = zip(*(self.experiment.init(replica) for replica in members))
     keys = np.stack([state_lib.replica_key(replica.name, replica.seed) for replica in members])
-    return self._placed(state_lib.init_state(state_lib.stack_replicas(tuned),
-                                             state_lib.stack_replicas(constants), keys, self.tx))
-
-  def _placed(self, state: state_lib.RunState) -> state_lib.RunState:
-    if self.placement.mesh is None:
-      return state
-    return jax.tree.map(placement.put, state, self.placement.state(state))
+    return self.placement.placed(state_lib.init_state(
+        state_lib.stack_replicas(tuned), state_lib.stack_replicas(constants), keys, self.tx))
 
   def _prepare_members(self) -> None:
     """Derives what depends on who is in the state and who of them is live."""
@@ -107,7 +116,7 @@ class Run:
         warmup=np.array([r.warmup_steps for r in self.members], np.int32),
         total=np.array([r.total_steps for r in self.members], np.int32))
     active = [not self.progress[replica.name].finished for replica in self.members]
-    self.state = self._placed(self.state.replace(active=jnp.asarray(active)))
+    self.state = self.placement.placed(self.state.replace(active=jnp.asarray(active)))
     self.streams = {replica.name: self.streams[replica.name] for replica in self.live}
 
   @property
