@@ -190,48 +190,43 @@ class BatchOrder:
     return dict(zip(steps.tolist(), np.split(order, np.cumsum(sizes)[:-1])))
 
 
-def process_rows(rows: np.ndarray, process_index: int, process_count: int) -> np.ndarray:
-  """The rows of one batch that one process loads: every `process_count`-th one."""
-  return rows[process_index::process_count]
+def rows_at(rows: np.ndarray, places: np.ndarray | None) -> np.ndarray:
+  """The rows at some places of a batch; places behind its end hold filler rows, None is all."""
+  if places is None:
+    return rows
+  inside = places < len(rows)
+  return np.where(inside, rows[np.where(inside, places, 0)], FILLER)
 
 
-def check_batch(rows: int, batch_size: int, process_index: int, process_count: int) -> None:
+def check_batch(rows: int, batch_size: int) -> None:
   """Refuses settings from which no batch can be made.
 
   Raises:
-    UserError: if there are no rows, or the sizes do not fit each other.
+    UserError: if there are no rows, or the batch has none.
   """
   if rows < 1:
     raise UserError('There is no example to make batches from; check the split and row limits.')
   if batch_size < 1:
     raise UserError(f'batch_size={batch_size} is not a number of examples; give at least 1.')
-  if not 0 <= process_index < process_count:
-    raise UserError(
-        f'process_index={process_index} is outside 0..{process_count - 1}; check the launcher.')
-  if batch_size % process_count:
-    raise UserError(
-        f'batch_size={batch_size} cannot be shared by {process_count} processes; give a multiple.')
 
 
 def eval_batches(
     source: BatchSource, batch_size: int, buckets: Buckets = None, target_buckets: Buckets = None,
-    *, sort: bool = True, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
+    *, sort: bool = True) -> Iterator[Batch]:
   """Yields every row once, in the same order at every call.
 
   Args:
     source: the rows.
-    batch_size: rows per batch over all processes; the last batch ends with filler rows.
+    batch_size: rows per batch; the last batch ends with filler rows.
     buckets: see `length_buckets`.
     target_buckets: the same for targets.
     sort: True visits long rows first, which pads least; False keeps the given order. Either way
       `example_ids` tells where a row belongs.
-    process_index: of this process.
-    process_count: all processes see the same number of batches of the same shapes.
 
   Raises:
-    UserError: if there are no rows or the sizes do not fit.
+    UserError: if there are no rows, or the batch has none.
   """
-  check_batch(len(source), batch_size, process_index, process_count)
+  check_batch(len(source), batch_size)
   shapes = PaddedShapes.of(source, buckets, target_buckets)
   order = np.arange(len(source))
   if sort:
@@ -240,8 +235,7 @@ def eval_batches(
     rows = np.full(batch_size, FILLER, np.int64)
     chosen = order[start:start + batch_size]
     rows[:len(chosen)] = chosen
-    local = process_rows(rows, process_index, process_count)
-    yield source.assemble(local, 0, shapes.lengths(rows))
+    yield source.assemble(rows, 0, shapes.lengths(rows))
 
 
 def pad_batch(batch: Batch, shape: tuple[int, int, int]) -> Batch:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from pemt_jax.data.buckets import (
     Batch, BatchOrder, BatchSource, Buckets, Order, PaddedShapes, batch_stats, check_batch,
-    eval_batches, process_rows, stack_batches, steps_per_epoch)
+    eval_batches, rows_at, stack_batches, steps_per_epoch)
 from pemt_jax.data.tokenized import (
     Ragged, TokenizedData, concatenate_data, digest, tokenize_examples)
 from pemt_jax.errors import UserError
@@ -28,7 +30,7 @@ class StreamConfig:
   """Settings of a stream.
 
   Attributes:
-    batch_size: rows per batch over all processes.
+    batch_size: rows per batch.
     seed: of the shuffle.
     name: of the replica; streams of other names shuffle independently.
     buckets: allowed input lengths; a list, one number for its multiples, None for powers of two
@@ -38,8 +40,6 @@ class StreamConfig:
     shuffle: False keeps rows in order within a window.
     drop_remainder: leaves out the rows that do not fill the last batch of an epoch; otherwise
       filler rows complete it.
-    process_index: of this process.
-    process_count: processes that share each batch; the shapes are the same on all.
     prefetch: batches made ahead in a background thread; 0 makes each on demand.
   """
   batch_size: int
@@ -50,8 +50,6 @@ class StreamConfig:
   lookahead: int = 32
   shuffle: bool = True
   drop_remainder: bool = False
-  process_index: int = 0
-  process_count: int = 1
   prefetch: int = 2
 
 
@@ -79,10 +77,11 @@ class Stream:
     Raises:
       UserError: if there are no rows, or the sizes do not fit each other.
     """
-    check_batch(len(source), config.batch_size, config.process_index, config.process_count)
+    check_batch(len(source), config.batch_size)
     if config.lookahead < 1:
       raise UserError(f'lookahead={config.lookahead} is not a number of steps; give at least 1.')
     self._source, self._config = source, config
+    self._places: np.ndarray | None = None
     self._shapes, self._order = order_of(source, config)
     self.steps_per_epoch = self._order.steps_per_epoch
     if not self.steps_per_epoch:
@@ -103,8 +102,28 @@ class Stream:
   def _batch_at(self, step: int, _: int) -> Batch:
     """Makes the batch of a global step; a pure function, hence exact resume."""
     rows, epoch = self._order.rows(step)
-    local = process_rows(rows, self._config.process_index, self._config.process_count)
-    return self._source.assemble(local, epoch, self._shapes.lengths(rows))
+    return self._source.assemble(rows_at(rows, self._places), epoch, self._shapes.lengths(rows))
+
+  @property
+  def batch_size(self) -> int:
+    """Rows per batch."""
+    return self._config.batch_size
+
+  def keep(self, places: np.ndarray | None) -> None:
+    """Assembles the rows at some places of every later batch only, as one of several processes.
+
+    Lengths and order, and hence the saved position, are those of whole batches.
+
+    Args:
+      places: [row] places in the batch, those behind its end give filler rows; None is all.
+    """
+    if places is self._places or np.array_equal(places, self._places):
+      return
+    position = self._iterator.get_state()
+    self._iterator.close()
+    self._places = places
+    self._iterator = self._open()
+    self._iterator.set_state(position)
 
   def __iter__(self) -> Stream:
     return self

@@ -53,19 +53,37 @@ settings_of_streams = st.fixed_dictionaries({
 data_of_any_length = st.lists(st.integers(1, 40), min_size=1, max_size=50).map(make_data)
 
 
-@given(data_of_any_length, st.integers(1, 5), st.integers(1, 3), settings_of_streams)
-def test_each_epoch_covers_each_example_once(data, rows, processes, settings):
-  streams = [make_stream(data, batch_size=rows * processes, process_index=i,
-                         process_count=processes, **settings) for i in range(processes)]
+@given(data_of_any_length, st.integers(1, 12), settings_of_streams)
+def test_each_epoch_covers_each_example_once(data, rows, settings):
+  stream = make_stream(data, batch_size=rows, **settings)
   for _ in range(2):
-    batches = [take(stream, stream.steps_per_epoch) for stream in streams]
-    assert len(batches[0]) == -(-len(data) // (rows * processes))
-    ids = np.concatenate([b['example_ids'] for part in batches for b in part])
+    batches = take(stream, stream.steps_per_epoch)
+    assert len(batches) == -(-len(data) // rows)
+    ids = np.concatenate([b['example_ids'] for b in batches])
     assert sorted(ids[ids >= 0].tolist()) == list(range(len(data)))
-    before_last = np.concatenate([b['example_ids'] for part in batches for b in part[:-1]] or [ids])
-    assert len(batches[0]) == 1 or before_last.min() >= 0  # fillers complete the last batch alone
-    shapes = [[(b['inputs'].shape, b['targets'].shape) for b in part] for part in batches]
-    assert all(part == shapes[0] for part in shapes)  # all processes agree on shapes
+    before_last = np.concatenate([b['example_ids'] for b in batches[:-1]] or [np.zeros(1)])
+    assert before_last.min() >= 0  # fillers complete the last batch alone
+
+
+@given(data_of_any_length, st.integers(1, 5), st.integers(1, 4), settings_of_streams)
+def test_parts_of_batches_make_up_the_whole_ones(data, rows, processes, settings):
+  whole = make_stream(data, batch_size=rows, **settings)
+  expected, size = take(whole, 3), -(-rows // processes)
+  streams = [make_stream(data, batch_size=rows, **settings) for _ in range(processes)]
+  for number, stream in enumerate(streams):
+    next(stream)
+    stream.keep(np.arange(number * size, (number + 1) * size))
+    assert stream.get_state()['position']['next_index'] == 1
+  for batch in expected[1:]:
+    parts = [next(stream) for stream in streams]
+    for name, array in batch.items():
+      joined = np.concatenate([part[name] for part in parts])
+      np.testing.assert_array_equal(joined[:rows], array)
+    assert all(part['inputs'].shape == (size, *batch['inputs'].shape[1:]) for part in parts)
+    assert (np.concatenate([part['example_ids'] for part in parts])[rows:] == -1).all()
+  assert {str(stream.get_state()) for stream in streams} == {str(whole.get_state())}
+  streams[0].keep(None)
+  assert_same(take(streams[0], 1), take(whole, 1))
 
 
 @given(data_of_any_length, st.integers(1, 6), settings_of_streams)
@@ -174,8 +192,6 @@ def test_state_of_other_data_is_refused():
 
 @pytest.mark.parametrize('settings, sentence', [
     ({'batch_size': 0}, 'batch_size=0 is not a number of examples; give at least 1.'),
-    ({'batch_size': 4, 'process_count': 3}, 'batch_size=4 cannot be shared by 3 processes'),
-    ({'batch_size': 4, 'process_index': 2}, 'process_index=2 is outside 0..0'),
     ({'batch_size': 4, 'lookahead': 0}, 'lookahead=0 is not a number of steps'),
     ({'batch_size': 4, 'buckets': 0}, 'buckets=0 is not a length'),
     ({'batch_size': 4, 'buckets': (0, 8)}, 'lengths start at 1')])
@@ -191,13 +207,10 @@ def test_no_rows_is_an_error():
         np.zeros(0, np.int32), 0, 4, 4, ''), 2))
 
 
-@given(data_of_any_length, st.integers(1, 4), st.integers(1, 3), st.booleans())
-def test_evaluation_covers_each_example_once_in_a_fixed_order(data, rows, processes, sort):
-  def ids():
-    parts = [list(pipeline.eval_batches(data, rows * processes, sort=sort, process_index=i,
-                                        process_count=processes)) for i in range(processes)]
-    merged = [np.stack([b['example_ids'] for b in step], axis=1).ravel() for step in zip(*parts)]
-    return np.concatenate(merged).tolist()
+@given(data_of_any_length, st.integers(1, 12), st.booleans())
+def test_evaluation_covers_each_example_once_in_a_fixed_order(data, rows, sort):
+  ids = lambda: np.concatenate([batch['example_ids'] for batch in pipeline.eval_batches(
+      data, rows, sort=sort)]).tolist()
   found = ids()
   assert found == ids()
   real = found[:len(data)]

@@ -1,0 +1,158 @@
+"""Several processes of one program: their start, who writes files, where they wait, how they agree.
+
+All processes run the same program on one mesh. The first of them (index 0) writes every file that
+is not sharded, the others wait until they may read it; so all must see the same folders. What one
+process decides alone (a signal, a file that cannot be read) is agreed on before it has an effect.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from pemt_jax.errors import UserError
+
+AUTO = 'auto'
+LOST_CODE = 3  # exit code of a process that another one has left alone
+HEARTBEAT_SECONDS = 60  # until JAX counts a silent process as lost and ends the others
+
+# How the collectives of the platforms and JAX's coordinator tell that a process is gone.
+_LOSS = re.compile(r'gloo|nccl|coordination|heartbeat|connection (reset|closed)|socket closed|'
+                   r'unavailable|barrier', re.IGNORECASE)
+
+
+def start(address: str, process_count: int | None, index: int | None, timeout: int) -> None:
+  """Joins the processes of one program; to be called before any computation.
+
+  Args:
+    address: host:port of the coordinator, which the first process opens; 'auto' takes address,
+      number and index from the platform (TPU pods, Slurm, Open MPI, Kubernetes), as JAX finds them.
+    process_count: number of processes.
+    index: of this process, from 0.
+    timeout: seconds to wait for all processes.
+
+  Raises:
+    UserError: values that are missing or do not fit, or 'auto' where there is no such platform.
+    SystemExit: not all came in time; it ends the process from another thread, with `LOST_CODE`.
+  """
+  if address != AUTO:
+    _check(address, process_count, index)
+  # A signal ends commands as usual; the training loop agrees on the step where it stops.
+  jax.config.update('jax_enable_preemption_service', False)
+  place = 'the platform names' if address == AUTO else address
+  alarm = threading.Timer(timeout, _give_up, [
+      f'Not all processes came to the coordinator {place} within {timeout} s; check the address '
+      'and that every process runs, or raise --process_timeout.'])
+  alarm.daemon = True
+  alarm.start()
+  known = {} if address == AUTO else {
+      'coordinator_address': address, 'num_processes': process_count, 'process_id': index}
+  try:
+    jax.distributed.initialize(
+        **known, initialization_timeout=2 * timeout + 60,
+        heartbeat_timeout_seconds=min(timeout, HEARTBEAT_SECONDS))
+  except (ValueError, RuntimeError) as error:
+    raise UserError(f"The processes cannot be started with the coordinator '{address}' "
+                    f'({" ".join(str(error).split())}); correct --coordinator_address.') from error
+  finally:
+    alarm.cancel()
+
+
+def _check(address: str, process_count: int | None, index: int | None) -> None:
+  """Refuses what `start` cannot use."""
+  if not re.fullmatch(r'(\[[^\]]+\]|[^:\s]+):\d{1,5}', address):
+    raise UserError(f"--coordinator_address is '{address}'; give host:port of the first process, or"
+                    f" '{AUTO}' on a TPU pod or under Slurm.")
+  if process_count is None or process_count < 1:
+    raise UserError(f'--process_count is {process_count}; give the number of processes, at least'
+                    ' 1.')
+  if index is None or not 0 <= index < process_count:
+    raise UserError(f'--process_index is {index}, which is outside 0..{process_count - 1}; give '
+                    'every process a number of its own.')
+
+
+def _give_up(sentence: str) -> None:
+  print(sentence, file=sys.stderr)
+  leave(LOST_CODE)
+
+
+def leave(code: int) -> None:
+  """Ends this process at once; a usual exit would wait for the other processes."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
+
+
+def loss_of(error: BaseException) -> str | None:
+  """The sentence for an error that another process has caused by its end, or None."""
+  if count() == 1 or not isinstance(error, (RuntimeError, ValueError)):
+    return None
+  if isinstance(error, UserError) or not _LOSS.search(str(error)):
+    return None
+  return (f'Process {jax.process_index()} of {count()} has lost another process '
+          f'({" ".join(str(error).split())[:200]}); see its output, then start the same command '
+          'again to resume.')
+
+
+def count() -> int:
+  """Number of processes; 1 without starting a device where none was joined."""
+  return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
+def is_first() -> bool:
+  """Whether this process writes what only one may write."""
+  return count() == 1 or jax.process_index() == 0
+
+
+def wait(name: str) -> None:
+  """Waits until all processes are here; `name` must be the same on all."""
+  if count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def first_before_others(name: str) -> Iterator[None]:
+  """Runs a block on the first process, then on the others, which find what it has made."""
+  if not is_first():
+    wait(name)
+  try:
+    yield
+  finally:
+    if is_first():
+      wait(name)
+
+
+def begin_maximum(value: int) -> jax.Array:
+  """Begins to find the greatest value of all processes; reading the result waits for it."""
+  mesh = Mesh(np.array(jax.devices()), ('device',))
+  local = np.full(jax.local_device_count(), value, np.int32)
+  values = jax.make_array_from_process_local_data(
+      NamedSharding(mesh, PartitionSpec('device')), local)
+  return _maximum(mesh)(values)
+
+
+def _maximum(mesh: Mesh):
+  return jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def any_of(flag: bool) -> bool:
+  """Whether the flag is set on any process."""
+  return flag if count() == 1 else bool(begin_maximum(int(flag)))
+
+
+def mean(values: Mapping[str, float]) -> dict[str, float]:
+  """Means over processes; names and their order must be the same on all."""
+  if count() == 1:
+    return dict(values)
+  found = multihost_utils.process_allgather(np.array(list(values.values()), np.float32))
+  return dict(zip(values, found.mean(axis=0).tolist(), strict=True))
