@@ -45,6 +45,35 @@ def fetch(tree: Tree) -> Tree:
 
 
 @dataclasses.dataclass(frozen=True)
+class BatchPart:
+  """Rows of a batch that one of several processes reads.
+
+  Attributes:
+    rows: number of rows of the whole batch.
+    places: [own row] their places in it, ascending.
+  """
+
+  rows: int
+  places: np.ndarray
+
+  def put(self, own: np.ndarray, shape: tuple[int, ...], sharding: NamedSharding,
+          lead: int) -> jax.Array:
+    """Makes the whole array out of the own rows of every process.
+
+    Args:
+      own: [own row, ...] behind `lead` axes.
+      shape: of the whole array.
+      sharding: of the whole array.
+      lead: axes in front of the rows.
+    """
+    def piece(index):
+      rows = np.searchsorted(self.places, np.arange(self.rows)[index[lead]])
+      return own[(*index[:lead], rows, *index[lead + 1:])]
+
+    return jax.make_array_from_callback(shape, sharding, piece)
+
+
+@dataclasses.dataclass(frozen=True)
 class Placement:
   """Devices of a stage.
 
@@ -131,16 +160,35 @@ class Placement:
       return tree
     return jax.tree.map(lambda leaf: put(leaf, rules_lib.replicated(self.mesh)), tree)
 
-  def batch(self, batch: Mapping[str, np.ndarray], lead: int = 1) -> dict[str, Any]:
+  def batch(self, batch: Mapping[str, np.ndarray], lead: int = 1,
+            part: BatchPart | None = None) -> dict[str, Any]:
     """Spreads the rows of a batch over `data` and `fsdp`, and its replicas over `replica`.
 
     Args:
       batch: [replica, row, ...] arrays; rows that the mesh does not divide stand whole.
       lead: 1, or 0 for [row, ...] arrays.
+      part: which rows of the batch the arrays hold, see `part_of_batch`; None is all.
     """
     if self.mesh is None:
       return dict(batch)
-    return {name: put(batch[name], where) for name, where in self.of_batch(batch, lead).items()}
+    if part is None:
+      return {name: put(batch[name], where) for name, where in self.of_batch(batch, lead).items()}
+    whole = {name: jax.ShapeDtypeStruct((*leaf.shape[:lead], part.rows, *leaf.shape[lead + 1:]),
+                                        leaf.dtype) for name, leaf in batch.items()}
+    return {name: part.put(batch[name], whole[name].shape, where, lead)
+            for name, where in self.of_batch(whole, lead).items()}
+
+  def part_of_batch(self, rows: int) -> BatchPart | None:
+    """The rows of a batch of `rows` rows that stand on the devices of this process.
+
+    None where one process has all devices. Processes that differ along `tensor`, `expert` or
+    `replica` alone hold the same rows; all hold all where the mesh does not divide the rows.
+    """
+    if self.mesh is None or not self.mesh.is_multi_process:
+      return None
+    where = self._of_rows('inputs', jax.ShapeDtypeStruct((rows,), np.int32), 0)
+    slices = where.addressable_devices_indices_map((rows,)).values()
+    return BatchPart(rows, np.unique([np.arange(rows)[own] for own in slices]))
 
   def of_batch(self, batch: Mapping[str, np.ndarray], lead: int = 1) -> dict[str, NamedSharding]:
     """Shardings of a batch, see `batch`."""
