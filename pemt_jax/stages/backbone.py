@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import ml_collections as mlc
 import numpy as np
+from flax import linen as nn
 
 from pemt_jax.data.tokenizer import Tokenizer, load_tokenizer
 from pemt_jax.errors import UserError
 from pemt_jax.experts.library import backbone_hash
 from pemt_jax.interop import backbones
-from pemt_jax.methods.base import backbone_of, initialiser
+from pemt_jax.methods.base import backbone_of, boxed_shapes, initialiser
 from pemt_jax.models.bart_config import BartConfig
 from pemt_jax.models.blocks import Config
 from pemt_jax.models.families import family_of
@@ -38,7 +39,7 @@ class Backbone:
     name: as given in the config.
     config: shapes and constants; a `RobertaConfig` says that it is an encoder with a head.
     params: canonical parameter tree.
-    tokenizer: text to ids.
+    tokenizer: text to ids; None where a backbone is only planned with.
     hash: of the parameters; experts refer to it.
     compute: how to compute.
   """
@@ -46,7 +47,7 @@ class Backbone:
   name: str
   config: Config
   params: Tree
-  tokenizer: Tokenizer
+  tokenizer: Tokenizer | None
   hash: str
   compute: Compute
 
@@ -81,15 +82,10 @@ def load_backbone(config: mlc.ConfigDict, seed: int = 0,
   Raises:
     UserError: nothing there, unknown dtype, or a vocabulary larger than the embedding.
   """
-  model = config.model
-  for field in ('dtype', 'frozen_dtype'):
-    if model[field] not in ('float32', 'bfloat16'):
-      raise UserError(f"model.{field} is '{model[field]}'; choose 'float32' or 'bfloat16'.")
+  model, compute = config.model, _compute(config.model)
   tokenizer = tokenizer or load_tokenizer(place(model.tokenizer or model.name))
-  compute = Compute(model.dtype, model.scan_layers, model.remat)
   if model.weights == 'random':
-    name = place(model.name)
-    shapes = _reshaped(family_of(name).read(name), model.shape.to_dict())
+    shapes = _shapes(model)
     if isinstance(shapes, (BartConfig, GPT2Config)):
       shapes = _with_ids(shapes, tokenizer, model.shape)
     params, _ = initialiser(backbone_of(shapes))(jax.random.key(seed))
@@ -106,6 +102,33 @@ def load_backbone(config: mlc.ConfigDict, seed: int = 0,
         f" '{model.name}' only {shapes.vocab_size} embeddings; set model.tokenizer to the"
         " backbone's own.")
   return Backbone(model.name, shapes, params, tokenizer, backbone_hash(params), compute)
+
+
+def shaped_backbone(config: mlc.ConfigDict) -> Backbone:
+  """What `config.model` names, without files: shapes in place of parameters, no tokenizer.
+
+  Args:
+    config: a stage's config; `model.name` is a published name or a folder with `config.json`.
+
+  Raises:
+    UserError: an unknown name or dtype.
+  """
+  shapes, compute = _shapes(config.model), _compute(config.model)
+  params = nn.meta.unbox(boxed_shapes(backbone_of(shapes)))['params']
+  return Backbone(config.model.name, shapes, params, None, '', compute)
+
+
+def _shapes(model: mlc.ConfigDict) -> Config:
+  """Shapes that a name and `model.shape` state."""
+  name = place(model.name)
+  return _reshaped(family_of(name).read(name), model.shape.to_dict())
+
+
+def _compute(model: mlc.ConfigDict) -> Compute:
+  for field in ('dtype', 'frozen_dtype'):
+    if model[field] not in ('float32', 'bfloat16'):
+      raise UserError(f"model.{field} is '{model[field]}'; choose 'float32' or 'bfloat16'.")
+  return Compute(model.dtype, model.scan_layers, model.remat)
 
 
 def _with_ids(shapes: Config, tokenizer: Tokenizer, given: Mapping[str, Any]) -> Config:

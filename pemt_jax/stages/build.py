@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ from pemt_jax.stages.config import generation_config, options_of
 from pemt_jax.stages.decoding import TaskPredict
 from pemt_jax.stages.evaluate import Evaluator, make_predict
 from pemt_jax.stages.language_modelling import LanguageEvaluator, TextStore
+from pemt_jax.stages.packing import front_positions
 from pemt_jax.stages.prompt_sources import PromptSources
 from pemt_jax.stages.rows import ReplicaSpec, RowStore, replica_specs
 from pemt_jax.stages.sources import Sources, find_sources, load_sources
@@ -222,6 +224,31 @@ def _evaluator(config, backbone, model, method, store, specs, placement):
                   lambda options: make_predict(model, method, options)), store, specs, placement)
 
 
+def recipe(config: mlc.ConfigDict, backbone: Backbone, specs: Iterable[ReplicaSpec], length: int,
+           given: tuple[Sources | None, PromptSources | None] = (None, None)
+           ) -> tuple[Method, Model]:
+  """The method of a stage and the model that it trains; of arrays only shapes are read.
+
+  Args:
+    config: of the stage.
+    backbone: frozen backbone.
+    specs: of the replicas.
+    length: rows of the prompt.
+    given: source experts and source prompts, where the stage has them.
+
+  Raises:
+    UserError: options, tasks and backbone that do not fit each other.
+  """
+  method = make_method(config, backbone, length, *given)
+  model = (classification.model_of(backbone, method, specs) if backbone.has_head
+           else backbone_of(backbone.config, method.plan, backbone.compute))
+  if config.trainable:
+    shapes = nn.meta.unbox(boxed_shapes(model))['params']
+    rules = in_front(config.trainable, method.tuned, shapes)
+    method = dataclasses.replace(method, tuned=rules)
+  return method, model
+
+
 def build(config: mlc.ConfigDict, workdir: str | pathlib.Path,
           backbone: Backbone | None = None) -> Stage:
   """Builds a stage.
@@ -266,13 +293,8 @@ def build(config: mlc.ConfigDict, workdir: str | pathlib.Path,
   length = max(map(len, ids.values()))
   if source_prompts is not None:
     length = source_prompts.tables.shape[1]
-  method = make_method(config, backbone, length, sources, source_prompts)
-  model = (classification.model_of(backbone, method, specs.values()) if backbone.has_head
-           else backbone_of(backbone.config, method.plan, backbone.compute))
-  if config.trainable:
-    shapes = nn.meta.unbox(boxed_shapes(model))['params']
-    rules = in_front(config.trainable, method.tuned, shapes)
-    method = dataclasses.replace(method, tuned=rules)
+  method, model = recipe(config, backbone, specs.values(), length, (sources, source_prompts))
+  store.front = front_positions(method, backbone, list(specs.values()))
   start = Start(config, backbone, model, method, specs, ids, sources, source_prompts)
   evaluator = _evaluator(config, backbone, model, method, store, specs, start.placement)
   return Stage(config, backbone, method, model, specs, store, start, evaluator, sources, folders)
