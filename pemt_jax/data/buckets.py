@@ -243,28 +243,28 @@ def pad_batch(batch: Batch, shape: tuple[int, int, int]) -> Batch:
   rows, input_length, target_length = shape
   columns = {'inputs': input_length, 'inputs_mask': input_length, 'token_types': input_length,
              'targets': target_length, 'targets_mask': target_length}
-  padded = {}
-  for name, array in batch.items():
-    widths = [(0, rows - array.shape[0])]
-    widths += [(0, columns[name] - array.shape[1])] if name in columns else []
-    fill = FILLER if name == 'example_ids' else 0
-    padded[name] = np.pad(array, widths, constant_values=fill)
-  return padded
+  return {name: _padded(name, array, (rows, columns.get(name, 0))[:array.ndim])
+          for name, array in batch.items()}
+
+
+def _padded(name: str, array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+  widths = [(0, size - own) for size, own in zip(shape, array.shape, strict=True)]
+  return np.pad(array, widths, constant_values=FILLER if name == 'example_ids' else 0)
 
 
 def stack_batches(batches: Sequence[Batch]) -> Batch:
   """Stacks the batches of replicas.
 
-  Every batch is padded to the largest number of rows, input length and target length among them.
+  Every array is padded to the largest one of its name: in rows, in length, and in examples of a
+  row where rows hold several.
 
   Returns:
     A batch whose arrays have a leading [replica] axis.
   """
-  shape = (max(len(b['example_ids']) for b in batches),
-           max(b['inputs'].shape[1] for b in batches),
-           max(b['targets'].shape[1] if 'targets' in b else 0 for b in batches))
-  padded = [pad_batch(b, shape) for b in batches]
-  return {name: np.stack([b[name] for b in padded]) for name in padded[0]}
+  shapes = {name: np.max([batch[name].shape for batch in batches], axis=0)
+            for name in batches[0]}
+  return {name: np.stack([_padded(name, batch[name], shape) for batch in batches])
+          for name, shape in shapes.items()}
 
 
 def batch_stats(batch: Batch) -> dict[str, int]:

@@ -113,6 +113,7 @@ class Adapter(Delta):
 
   bottleneck: Bottleneck
   reads: str = 'output'
+  packs = True
 
   def weights(self, site: Site) -> Weights:
     """Those of the bottleneck."""
@@ -146,6 +147,7 @@ class ParallelAdapter(Delta):
   """
 
   bottleneck: Bottleneck
+  packs = True
 
   def weights(self, site: Site) -> Weights:
     """Those of the bottleneck."""

@@ -107,10 +107,16 @@ class Delta:
   """Base of all deltas; subclasses are frozen dataclasses and override what they need."""
 
   replaces = False  # whether `dense` gives what stands in the place of the base's parameters
+  packs = False  # whether rows may hold several examples, as in `models.packing`
 
   @property
   def key_positions(self) -> int:
     """Rows that the delta puts in front of the keys of an attention site."""
+    return 0
+
+  @property
+  def front_positions(self) -> int:
+    """Positions that the delta puts in front of an embedded text."""
     return 0
 
   @property

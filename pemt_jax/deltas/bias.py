@@ -15,6 +15,8 @@ class Bias(Delta):
   """y = base(x) + b, for projections, norms and the head; b starts at 0."""
 
   def weights(self, site: Site) -> Weights:
+  packs = True
+
     """`bias` [out]."""
     return {'bias': Weight((site.features,), (site.out_axis,), exact=True)}
 

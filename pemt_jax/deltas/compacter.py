@@ -41,6 +41,7 @@ class Compacter(Delta):
   activation: str = 'gelu_new'
   reads: str = 'output'
 
+  packs = True
   def _rule(self, exact: bool) -> Weight:
     return Weight((self.terms,) * 3, ('member', 'kronecker_in', 'kronecker_out'),
                   normal_init(self.rule_stddev), exact)

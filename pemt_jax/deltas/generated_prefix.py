@@ -28,6 +28,7 @@ class RowPrefix(Delta):
   heads: int
   hidden: int = 0
   stddev: float = 1.0
+  packs = True
 
   @property
   def key_positions(self) -> int:

@@ -22,6 +22,7 @@ class IA3(Delta):
 
   side: str = 'output'
 
+  packs = True
   def weights(self, site: Site) -> Weights:
     """`scale` [features of the scaled side]."""
     size, axis = ((site.features, site.out_axis) if self.side == 'output'

@@ -28,6 +28,7 @@ class _Intrinsic(Delta):
   rank: int = 10
   biases: bool = False
   stddev: float = 0.02
+  packs = True
 
   def _sizes(self, site: Site) -> dict[str, tuple[int, int]]:
     """Name of each matrix and its shape."""

@@ -29,6 +29,7 @@ class LoRA(Delta):
   up_init: str = 'uniform'
   down_bound: float | None = None
   row_biases: bool = False
+  packs = True
 
   def weights(self, site: Site) -> Weights:
     """`down` [in, rank] and `up` [rank, out]; with row biases `down_bias`, `up_bias`."""

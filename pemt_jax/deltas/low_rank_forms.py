@@ -25,6 +25,7 @@ class TanhLoRA(Delta):
   scaling: float = 1.6
   stddev: float = 0.02
 
+  packs = True
   def weights(self, site: Site) -> Weights:
     """`down` [in, rank] from U(+-1/sqrt(in)), `up` [rank, out], `mix` [out, out]."""
     return {'down': Weight((site.in_features, self.rank), (site.in_axis, 'rank'),
@@ -59,6 +60,7 @@ class LowRankBias(Delta):
   tanh: bool = False
   stddev: float = 0.02
 
+  packs = True
   def weights(self, site: Site) -> Weights:
     """`vector` [rank], `up` [rank, out] and with a tanh `mix` [out, out]."""
     vector = Weight((self.rank,), ('rank',))

@@ -23,6 +23,7 @@ class PostNormAdapter(Delta):
   """
 
   bottleneck: Bottleneck
+  packs = True
 
   def weights(self, site: Site) -> Weights:
     """Those of the bottleneck."""

@@ -47,6 +47,7 @@ class PreparedPrefix(Delta):
   """
 
   length: int
+  packs = True
 
   @property
   def key_positions(self) -> int:
@@ -117,6 +118,7 @@ class KeyValuePrefix(Delta):
   length: int
   heads: int
   stddev: float = 0.02
+  packs = True
 
   @property
   def key_positions(self) -> int:

@@ -30,6 +30,12 @@ class Prompt(Delta):
   length: int
   source_lengths: tuple[int, ...] = ()
   correlation_dropout: float = 0.1
+  packs = True
+
+  @property
+  def front_positions(self) -> int:
+    """All rows of the table."""
+    return self.length
 
   def weights(self, site: Site) -> Weights:
     """`table` [prompt, embed], its `mask`; with sources their tables and masks."""
@@ -53,7 +59,10 @@ class Prompt(Delta):
 
   def act(self, values: Values, base: Base, x: jax.Array, context: SiteContext,
           site: Site) -> tuple[jax.Array, Aux]:
-    """[batch, length] tokens -> [batch, prompt + length, embed]; cached steps have no prompt."""
+    """[batch, length] tokens -> [batch, prompt + length, embed]; cached steps have no prompt.
+
+    Rows of several examples hold the places of the prompt already: [batch, length, embed].
+    """
     if context.position is not None:
       return base(x), {}
     prompt, aux = values['table'], {'prompt_mask': values['mask']}

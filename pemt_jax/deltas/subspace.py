@@ -81,6 +81,7 @@ class Subspace(Delta):
   projection: str = 'fastfood'
   seed: int = 0
   gaussians: tuple[tuple[str, int, int], ...] = ()
+  packs = True
 
   def model_weights(self, shapes: Mapping[str, StackShape]) -> Weights:
     """`z` [intrinsic], the constant `seed`, and `gaussian/<path>` [generated]."""

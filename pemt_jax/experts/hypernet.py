@@ -102,6 +102,11 @@ class Generated(Delta):
     """
     one_of('the scope of a hyper-network', self.scope, SCOPES)
 
+  @property
+  def packs(self) -> bool:
+    """As the delta: the examples of a row have one task."""
+    return self.delta.packs
+
   def weights(self, site: Site) -> Weights:
     """Those that are trained themselves."""
     return {name: weight for name, weight in self.delta.weights(site).items()

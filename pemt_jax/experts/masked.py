@@ -105,6 +105,11 @@ class Masked(Delta):
     """Those of the delta."""
     return self.delta.key_positions
 
+  @property
+  def packs(self) -> bool:
+    """As the delta: the examples of a row have one task."""
+    return self.delta.packs
+
   def counts(self) -> dict[str, int]:
     """Number of masks of tasks and of languages."""
     tasks, languages = (1 + max(column) for column in zip(*self.members, strict=True))

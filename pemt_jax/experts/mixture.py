@@ -16,6 +16,7 @@ from pemt_jax.experts.masked_bank import MaskedExperts
 from pemt_jax.experts.routers import RouterSpec, route_logits, router_weights
 from pemt_jax.experts.routes import select, selection_noise
 from pemt_jax.models.layers import fold_name
+from pemt_jax.models.packing import Packing
 from pemt_jax.models.sites import Aux, Base, Site, SiteContext, StackShape
 
 
@@ -26,8 +27,9 @@ class SourceMixture(Delta):
   Experts of PEMT stand at `mlp/wo`, those over one prototype at its sites; there e_i may read
   base(x), as the gates of the encoder then do.
 
-  Auxiliaries: `gate` [batch, expert]; with a target adapter `misalignment` [], the task sparsity
-  loss of the layer: sum_i mean_b(g_i) * (1 - mean_{b,t} cos(u, e_i)).
+  Auxiliaries: `gate` [batch, expert], or [batch * example, expert] of rows with several examples;
+  with a target adapter `misalignment` [], the task sparsity loss of the layer: sum_i mean_b(g_i) *
+  (1 - mean_{b,t} cos(u, e_i)).
 
   Attributes:
     experts: form of the bank's experts.
@@ -54,6 +56,11 @@ class SourceMixture(Delta):
   gate_hidden: int = 0
   gate_mode: str = 'softmax'
 
+  @property
+  def packs(self) -> bool:
+    """Unless something depends on the length to which a batch happens to be padded."""
+    return self.mask_padding and self.pool_without_prompt == 'first'
+
   def module(self, site: Site, name: str) -> nn.Module:
     """Returns the module for a site."""
     return _SourceMixture(self, site, name=name)
@@ -72,17 +79,22 @@ class SourceMixture(Delta):
     return None
 
 
-def pool_prompt(x: jax.Array, prompt_mask: jax.Array | None, without_prompt: str) -> jax.Array:
+def pool_prompt(x: jax.Array, prompt_mask: jax.Array | None, without_prompt: str,
+                packing: Packing | None = None) -> jax.Array:
   """Mean over the real prompt positions at the front, float32.
 
   Args:
     x: [batch, length, features].
     prompt_mask: [prompt] 1 for real prompt positions, or None.
     without_prompt: 'first' or 'all' positions when there is no prompt.
+    packing: the examples of each row, or None; then 'first' only.
 
   Returns:
-    [batch, features].
+    [batch, features], or [batch, example, features] of rows with several examples.
   """
+  if packing is not None:
+    front = jnp.ones((1,)) if prompt_mask is None else prompt_mask
+    return packing.pool(x, packing.front(front, jnp.zeros(x.shape[:2])))
   if prompt_mask is None:
     part = x[:, :1] if without_prompt == 'first' else x
     return jnp.mean(part.astype(jnp.float32), axis=1)
@@ -99,7 +111,7 @@ class _Prepared(nn.Module):
     shared, per_layer = {}, None
     if self.shape.stack == 'decoder':
       shared['pooled'] = pool_prompt(context.encoder_states, context.prompt_mask,
-                                     self.config.pool_without_prompt)
+                                     self.config.pool_without_prompt, context.encoder_packing)
     if isinstance(self.config.experts, MaskedExperts):
       masked = self.config.experts.masked
       values = create(self, masked.stack_weights(self.shape), jnp.float32)
@@ -148,12 +160,14 @@ class _SourceMixture(nn.Module):
     if site.stack == 'decoder':
       z, axis = own.shared['pooled'], 'embed'
     else:
-      z, axis = pool_prompt(x, context.prompt_mask, config.pool_without_prompt), site.in_axis
+      z = pool_prompt(x, context.prompt_mask, config.pool_without_prompt, context.packing)
+      axis = site.in_axis
     logits = _Gate(config.count, axis, config.gate_hidden, name='gate')(z)
     key = None if context.key is None else fold_name(context.key, f'{site.path}/gate')
     noise = selection_noise(config.gate_mode, key, logits.shape)
     gate = select(logits, config.gate_mode, config.temperature, noise)
-    y += bank.mix(gate)
+    y += bank.mix(gate if gate.ndim == 2 else context.packing.spread(gate))
+    gate = gate.reshape(-1, config.count)
     aux = {'gate': gate}
     if config.adapter is not None:
       y = _TargetAdapter(config.adapter, site, name='adapter')(y)
@@ -168,5 +182,6 @@ class _SourceMixture(nn.Module):
       # Padding of the prompt is not part of the published average: it is there for replicas only.
       positions = positions.at[:, :context.prompt_mask.shape[0]].multiply(context.prompt_mask)
     mean_cosine = jnp.einsum('blx,bl->x', cosine, positions) / jnp.maximum(positions.sum(), 1.0)
-    mean_gate = context.rows @ gate / jnp.maximum(context.rows.sum(), 1.0)
+    rows = context.rows if context.packing is None else context.packing.rows.reshape(-1)
+    mean_gate = rows @ gate / jnp.maximum(rows.sum(), 1.0)
     return jnp.sum(mean_gate * (1.0 - mean_cosine))

@@ -49,6 +49,7 @@ class MPO(Delta):
   bias: bool = False
   form: str = 'auto'
   replaces = True
+  packs = True
 
   def __post_init__(self):
     """Checks the values.

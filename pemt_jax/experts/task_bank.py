@@ -42,6 +42,16 @@ class TaskBank(Delta):
     return self.delta.key_positions
 
   @property
+  def packs(self) -> bool:
+    """As the delta: the examples of a row have one task."""
+    return self.delta.packs
+
+  @property
+  def front_positions(self) -> int:
+    """Those of the delta."""
+    return self.delta.front_positions
+
+  @property
   def prepares(self) -> bool:
     """As the delta."""
     return self.delta.prepares

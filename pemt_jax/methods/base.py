@@ -18,6 +18,7 @@ from pemt_jax.models.generation import log_probability, shift_right
 from pemt_jax.models.gpt2 import GPT2
 from pemt_jax.models.gpt2_config import GPT2Config
 from pemt_jax.models.layers import Compute, fold_name
+from pemt_jax.models.packing import packing_of
 from pemt_jax.models.roberta import Roberta
 from pemt_jax.models.roberta_config import RobertaConfig
 from pemt_jax.models.sites import Aux, Plan
@@ -176,16 +177,21 @@ def make_loss(model: T5, method: Method,
   """Returns loss_fn(tuned, frozen, constants, batch, key) -> (loss [], metrics) of one replica.
 
   The loss is the mean over all real target tokens of the batch, or what `form` says, plus the
-  method's extra loss. `metrics['weight']` is what the batch counts among microbatches.
+  method's extra loss. Rows may hold several examples, see `models.packing`. `metrics['weight']` is
+  what the batch counts among microbatches.
   """
   def loss_fn(tuned: Tree, frozen: Tree, constants: Tree, batch: dict[str, Any],
               key: jax.Array | None) -> tuple[jax.Array, Metrics]:
     variables = method.variables(tuned, frozen, constants)
     decoder_inputs = shift_right(batch['targets'], model.config.start_id)
-    mask = batch['targets_mask']
+    mask, packing = batch['targets_mask'], packing_of(batch)
+    rows, more = jnp.max(batch['inputs_mask'], axis=1).astype(jnp.float32), ()
+    if packing is not None:
+      first = packing[1].places == 0
+      decoder_inputs = jnp.where(first, model.config.start_id, decoder_inputs)
+      rows, more = packing[0].rows.reshape(-1), (packing,)
     apply = lambda key: model.apply(variables, batch['inputs'], batch['inputs_mask'],
-                                    decoder_inputs, mask, batch.get('task_ids'), key)
-    rows = jnp.max(batch['inputs_mask'], axis=1).astype(jnp.float32)
+                                    decoder_inputs, mask, batch.get('task_ids'), key, *more)
     return formed_loss(method, form, apply, (batch['targets'], mask, rows), key)
 
   return loss_fn

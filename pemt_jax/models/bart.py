@@ -62,7 +62,8 @@ class Stack(TransformerStack):
             context: SiteContext) -> tuple[jax.Array, Aux]:
     """The norm of embeddings and positions; rows that pad a prompt on the left are not counted."""
     padding = context.offset if self.spec.stack == 'encoder' else 0
-    rows = jnp.maximum(positions - padding, 0) + FIRST_POSITION
+    positions = positions - padding if context.packing is None else context.packing.positions
+    rows = jnp.maximum(positions, 0) + FIRST_POSITION
     return self.embed_norm(x + self.positions(rows), context)
 
 

@@ -16,6 +16,7 @@ from flax import linen as nn
 from pemt_jax.errors import UserError
 from pemt_jax.models.blocks import BlockStyle, LayerInputs, StackInputs, StackSpec
 from pemt_jax.models.layers import MASKED, Compute, Embedding, fold_name
+from pemt_jax.models.packing import Packing
 from pemt_jax.models.sites import Aux, Plan, SiteContext
 from pemt_jax.models.stack import Encoded, LayerStack, concatenate_aux, with_prompt
 
@@ -41,6 +42,11 @@ class Memory:
   shared: dict[str, Any]
   per_layer: dict[str, Any]
   task_ids: jax.Array | None
+
+
+def _closed(open_: jax.Array) -> jax.Array:
+  """What attention adds to its logits: 0 where `open_` is 1, `MASKED` where it is 0."""
+  return ((1.0 - open_) * MASKED).astype(jnp.float32)
 
 
 class TransformerStack(LayerStack):
@@ -93,11 +99,14 @@ class TransformerStack(LayerStack):
 
   def _mask(self, context, length):
     """What self-attention over whole sequences adds to its logits."""
-    padding = ((1.0 - context.mask) * MASKED)[:, None, None, :].astype(jnp.float32)
+    padding = _closed(context.mask[:, None, None, :])
+    packing = context.packing
+    apart = None if packing is None else _closed(packing.joins(packing))
     if self.spec.stack == 'encoder':
-      return padding
+      return padding if apart is None else padding + apart
     positions = jnp.arange(length)
     mask = jnp.where(positions[None, :] <= positions[:, None], 0.0, MASKED)[None, None]
+    mask = mask if apart is None else mask + apart
     return mask + padding if self.spec.compute.mask_targets else mask
 
   def _inputs(self, context, shared, places, mask):
@@ -105,7 +114,9 @@ class TransformerStack(LayerStack):
     front, bias = self.position_bias(*places, context)
     cross_mask = None
     if context.encoder_mask is not None:
-      cross_mask = ((1.0 - context.encoder_mask) * MASKED)[:, None, None, :].astype(jnp.float32)
+      cross_mask = _closed(context.encoder_mask[:, None, None, :])
+    if context.encoder_packing is not None:
+      cross_mask += _closed(context.packing.joins(context.encoder_packing))
     return StackInputs(context.replace(shared=shared), bias, mask, front, cross_mask)
 
   def __call__(self, x: jax.Array, context: SiteContext,
@@ -204,8 +215,8 @@ class Backbone(nn.Module):
             Embedding(config.vocab_size, config.embed, stddev, plan=self.plan.outside_layers()))
 
   def embed(self, stack: TransformerStack, tokens: jax.Array, mask: jax.Array,
-            task_ids: jax.Array | None,
-            key: jax.Array | None) -> tuple[jax.Array, SiteContext, Aux]:
+            task_ids: jax.Array | None, key: jax.Array | None,
+            packing: Packing | None = None) -> tuple[jax.Array, SiteContext, Aux]:
     """What a stack reads: embeddings, context, auxiliaries; deltas may put a prompt in front.
 
     Args:
@@ -214,12 +225,14 @@ class Backbone(nn.Module):
       mask: [batch, length] 1 for real positions.
       task_ids: [batch] or None.
       key: dropout key; None means deterministic.
+      packing: the examples of each row, or None.
 
     Returns:
       [batch, prompt + length, embed], the context of the stack, auxiliaries.
     """
     rows = jnp.max(mask, axis=1).astype(jnp.float32)
-    context = SiteContext(mask, rows, task_ids=task_ids, key=key, model=self.deltas())
+    context = SiteContext(mask, rows, task_ids=task_ids, key=key, model=self.deltas(),
+                          packing=packing)
     x, aux = stack.embed(self.shared, tokens, context)
     return x, with_prompt(context, x.shape[1], aux), aux
 
@@ -255,7 +268,8 @@ class EncoderDecoder(Backbone):
     return tokens, mask, tokens, mask, jnp.zeros((batch,), jnp.int32)
 
   def encode(self, inputs: jax.Array, inputs_mask: jax.Array,
-             task_ids: jax.Array | None = None, key: jax.Array | None = None) -> Encoded:
+             task_ids: jax.Array | None = None, key: jax.Array | None = None,
+             packing: Packing | None = None) -> Encoded:
     """Encodes [batch, length] tokens.
 
     Args:
@@ -263,26 +277,28 @@ class EncoderDecoder(Backbone):
       inputs_mask: [batch, length] 1 for real positions.
       task_ids: [batch] or None.
       key: dropout key; None means deterministic.
+      packing: the examples of each row; None where a row is one example.
 
     Raises:
       UserError: more positions than the backbone has.
     """
-    x, context, aux = self.embed(self.encoder, inputs, inputs_mask, task_ids, key)
+    x, context, aux = self.embed(self.encoder, inputs, inputs_mask, task_ids, key, packing)
     x, more = self.encoder(x, context)
-    return Encoded(x, context.mask, context.rows, context.prompt_mask, aux | more)
+    return Encoded(x, context.mask, context.rows, context.prompt_mask, aux | more, context.packing)
 
   def decode(self, decoder_inputs: jax.Array, decoder_mask: jax.Array, encoded: Encoded,
-             task_ids: jax.Array | None = None,
-             key: jax.Array | None = None) -> tuple[jax.Array, Aux]:
+             task_ids: jax.Array | None = None, key: jax.Array | None = None,
+             packing: Packing | None = None) -> tuple[jax.Array, Aux]:
     """Logits [batch, target_length, vocab] float32 of shifted targets, and auxiliaries.
 
     The mask names real positions for averages; attention is causal only, unless
-    `Compute.mask_targets` says otherwise.
+    `Compute.mask_targets` says otherwise, and stays within an example of `packing`.
     """
     context = SiteContext(
         decoder_mask, encoded.rows, prompt_mask=encoded.prompt_mask, encoder_states=encoded.states,
-        encoder_mask=encoded.mask, task_ids=task_ids, key=key, model=self.deltas())
-    if encoded.prompt_mask is not None:
+        encoder_mask=encoded.mask, task_ids=task_ids, key=key, model=self.deltas(),
+        packing=packing, encoder_packing=encoded.packing)
+    if encoded.prompt_mask is not None and packing is None:
       size = encoded.prompt_mask.shape[0]
       context = context.replace(offset=size - jnp.sum(encoded.prompt_mask).astype(jnp.int32))
     x, aux = self.decoder(self.shared(decoder_inputs), context)
@@ -291,10 +307,15 @@ class EncoderDecoder(Backbone):
 
   def __call__(self, inputs: jax.Array, inputs_mask: jax.Array, decoder_inputs: jax.Array,
                decoder_mask: jax.Array, task_ids: jax.Array | None = None,
-               key: jax.Array | None = None) -> tuple[jax.Array, Aux]:
-    """Teacher-forced logits [batch, target_length, vocab] and all auxiliaries."""
-    encoded = self.encode(inputs, inputs_mask, task_ids, key)
-    return self.decode(decoder_inputs, decoder_mask, encoded, task_ids, key)
+               key: jax.Array | None = None,
+               packing: tuple[Packing, Packing] | None = None) -> tuple[jax.Array, Aux]:
+    """Teacher-forced logits [batch, target_length, vocab] and all auxiliaries.
+
+    `packing` names the examples of the rows of inputs and of targets, if they hold several.
+    """
+    sources, targets = packing or (None, None)
+    encoded = self.encode(inputs, inputs_mask, task_ids, key, sources)
+    return self.decode(decoder_inputs, decoder_mask, encoded, task_ids, key, targets)
 
   def start_decoding(self, encoded: Encoded, rows: int, max_length: int,
                      task_ids: jax.Array | None = None) -> tuple[Memory, dict[str, jax.Array]]:

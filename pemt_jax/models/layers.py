@@ -15,6 +15,7 @@ from flax import linen as nn
 
 from pemt_jax.models.sites import (
     Aux, AttentionInputs, Base, Plan, Site, SiteContext, call_site)
+from pemt_jax.sharding.mesh import is_split
 
 # Finite, so that a row without any real position gives a uniform softmax and no NaN.
 MASKED = -1e9
@@ -122,6 +123,11 @@ def _words(key, shape, offsets):
   # The two words of a Threefry block serve the two halves of an axis of fixed size.
   half_axis = len(shape) - 1 if len(shape) < 4 else 1
   half = (shape[half_axis] + 1) // 2
+  if is_split('tensor'):  # Devices would exchange the halves: each makes both words of its part.
+    place = jax.lax.broadcasted_iota(jnp.uint32, shape, half_axis)
+    behind = place >= jnp.uint32(half)
+    high, low = _counters(shape, {**(offsets or {}), half_axis: jnp.where(behind, half, 0)})
+    return jnp.where(behind, *reversed(threefry(key_words, high, low)))
   high, low = _counters(shape[:half_axis] + (half,) + shape[half_axis + 1:], offsets or {})
   bits = jnp.concatenate(threefry(key_words, high, low), axis=half_axis)
   return jax.lax.slice_in_dim(bits, 0, shape[half_axis], axis=half_axis)
@@ -311,12 +317,16 @@ class RelativeBias(nn.Module):
 
   @nn.compact
   def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
-    """Returns [1, heads, queries, keys] float32 for position vectors [queries] and [keys]."""
+    """Returns [1, heads, queries, keys] float32 for position vectors [queries] and [keys].
+
+    Queries [batch, queries] give [batch, heads, queries, keys].
+    """
     init = nn.with_logical_partitioning(normal_init(self.stddev), ('relative_bucket', 'heads'))
     table = self.param('embedding', init, (self.buckets, self.heads), jnp.float32)
-    index = relative_buckets(keys[None, :] - queries[:, None], self.bidirectional, self.buckets,
+    index = relative_buckets(keys - queries[..., None], self.bidirectional, self.buckets,
                              self.max_distance)
-    return jnp.take(table, index, axis=0).transpose(2, 0, 1)[None]
+    bias = jnp.moveaxis(jnp.take(table, index, axis=0), -1, -3)
+    return bias if queries.ndim > 1 else bias[None]
 
 
 def attend(inputs: AttentionInputs, bias: jax.Array, prefix_bias: jax.Array | None,

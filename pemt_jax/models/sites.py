@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pemt_jax.errors import UserError
+from pemt_jax.models.packing import Packing
 
 Aux = dict[str, jax.Array]
 Base = Callable[[jax.Array], jax.Array]
@@ -53,6 +54,8 @@ class SiteContext:
     shared: arrays that a delta prepared once for the current stack, by rule name.
     per_layer: the current layer's slice of prepared per-layer arrays, by rule name.
     model: arrays that belong to the model as a whole, by rule name.
+    packing: the examples of each row in the current stack; None where a row is one example.
+    encoder_packing: the same in the encoder (decoder only).
   """
 
   mask: jax.Array
@@ -71,6 +74,8 @@ class SiteContext:
   shared: dict[str, Any] = dataclasses.field(default_factory=dict)
   per_layer: dict[str, Any] = dataclasses.field(default_factory=dict)
   model: dict[str, Any] = dataclasses.field(default_factory=dict)
+  packing: Packing | None = None
+  encoder_packing: Packing | None = None
 
   def of_rule(self, name: str) -> SiteContext:
     """The same context with only the prepared arrays of one rule, or None where it has none."""
@@ -173,6 +178,14 @@ class SiteDelta(Protocol):
   @property
   def copies(self) -> int:
     """Copies of the layer that it makes, at the site of a whole layer; see `layer_experts`."""
+
+  @property
+  def packs(self) -> bool:
+    """Whether rows may hold several examples."""
+
+  @property
+  def front_positions(self) -> int:
+    """Positions that it puts in front of an embedded text."""
 
   def module(self, site: Site, name: str) -> nn.Module:
     """Returns a module with `__call__(base, x, context) -> (y, aux)`."""

@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from pemt_jax.models import layer_experts
 from pemt_jax.models.blocks import LayerInputs, StackInputs, StackSpec
+from pemt_jax.models.packing import Packing
 from pemt_jax.models.sites import Aux, Plan, SiteContext, StackShape
 
 
@@ -26,6 +27,7 @@ class Encoded:
     rows: [batch] 1 for real examples, 0 for filler rows.
     prompt_mask: [prompt] 1 for real prompt positions, or None.
     aux: auxiliaries of the encoder's sites.
+    packing: the examples of each row, or None.
   """
 
   states: jax.Array
@@ -33,20 +35,28 @@ class Encoded:
   rows: jax.Array
   prompt_mask: jax.Array | None
   aux: Aux
+  packing: Packing | None = None
 
 
 def with_prompt(context: SiteContext, length: int, aux: Aux) -> SiteContext:
   """The context after the embedding: masks with the positions that a delta has put in front.
 
   Args:
-    context: `mask` [batch, tokens] belongs to the tokens.
+    context: `mask` [batch, tokens] belongs to the tokens. Rows of several examples hold the
+      positions of the prompt already, with a mask of 0.
     length: positions after the embedding.
     aux: of the embedding's site; a prompt gives its `prompt_mask` [prompt].
   """
-  mask, prompt = context.mask.astype(jnp.float32), length - context.mask.shape[1]
-  if not prompt:
+  mask, packing = context.mask.astype(jnp.float32), context.packing
+  found = [value for name, value in aux.items() if name.endswith('/prompt_mask')]
+  if not found:
     return context.replace(mask=mask)
-  prompt_mask = [value for name, value in aux.items() if name.endswith('/prompt_mask')][0]
+  prompt_mask, prompt = found[0], length - mask.shape[1]
+  if packing is not None:
+    padding = prompt_mask.shape[0] - jnp.sum(prompt_mask).astype(jnp.int32)
+    return context.replace(
+        mask=packing.front(prompt_mask.astype(jnp.float32), mask), prompt_mask=prompt_mask,
+        packing=packing.replace(positions=packing.places - padding))
   front = jnp.broadcast_to(prompt_mask, (mask.shape[0], prompt)).astype(jnp.float32)
   return context.replace(
       mask=jnp.concatenate([front, mask], axis=1), prompt_mask=prompt_mask,

@@ -49,6 +49,9 @@ class Stack(TransformerStack):
     prefix = self.spec.prefix
     if not prefix:
       return None, self.relative_bias(queries, keys)
+    if context.packing is not None:  # They stand before the first position of every example.
+      front = self.relative_bias(context.packing.positions, jnp.arange(-prefix, 0))
+      return front, self.relative_bias(queries, keys)
     start = 0 if self.spec.stack == 'decoder' else context.offset
     bias = self.relative_bias(queries, jnp.concatenate([jnp.arange(-prefix, 0) + start, keys]))
     return bias[..., :prefix], bias[..., prefix:]

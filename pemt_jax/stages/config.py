@@ -173,6 +173,9 @@ def base_config(stage: str) -> mlc.ConfigDict:
   data.eval_batch_size = 128      # rows per evaluation batch and replica
   data.buckets = ()               # allowed input lengths; () takes powers of two from 32
   data.target_buckets = ()        # allowed target lengths; () takes powers of two from 8
+  data.packing = False            # several examples of a task in one row; batch_size counts rows
+  data.packed_length = 0          # positions of a packed input; 0: max_source_length and the prompt
+  data.packed_target_length = 0   # of its targets; 0: what the examples of a row need on average
   data.lookahead = 32             # steps whose rows are sorted by length together; 1: no sorting
   data.cache_dir = ''             # folder of the token cache; '' is <workdir>/cache
   data.text = ()                  # files or folders of plain text (span corruption, language)

@@ -16,6 +16,7 @@ from pemt_jax.data import pipeline
 from pemt_jax.data.answers import draw_answers
 from pemt_jax.data.datasets import TaskData, load_task
 from pemt_jax.data.mixture import MixedTasks, Mixing
+from pemt_jax.data.packing import RowForm, aligned, pack_rows
 from pemt_jax.data.tasks import PLAYGROUND_PREFIX, get_task
 from pemt_jax.data.templates import Example
 from pemt_jax.data.tokenizer import Tokenizer
@@ -174,13 +175,16 @@ class RowStore:
     tokenizer: text to ids.
     cache_dir: folder of token caches.
     reader: (task data, data fields, cache folder) -> rows, where they are not text to text.
+    front: positions that packed rows keep free in front of each input, for a prompt.
   """
 
   def __init__(self, tokenizer: Tokenizer, cache_dir: str | pathlib.Path,
-               reader: Callable[..., pipeline.BatchSource] | None = None):
+               reader: Callable[..., pipeline.BatchSource] | None = None, front: int = 0):
     self.tokenizer = tokenizer
     self.cache_dir = cache_dir
     self.reader = reader
+    self.front = front
+    self._packed: dict[str, pipeline.BatchSource] = {}
     self._data: dict[Any, TaskData] = {}
     self._tokens: dict[Any, pipeline.BatchSource] = {}
 
@@ -231,14 +235,25 @@ class RowStore:
             for example, text in zip(examples, texts, strict=True)]
 
   def _train_rows(self, spec: ReplicaSpec) -> pipeline.BatchSource:
+    packing = spec.config.data.packing
     if spec.parts:
       parts = [self._train_rows(part) for part in spec.parts]
+      parts = aligned(parts) if packing else parts
       return MixedTasks.of(parts, mixing_of(spec.config), spec.seed, spec.name)
     if self.reader is not None:
       return self.tokens(spec, 'train')
     cache = spec.config.data.cache_dir or self.cache_dir
-    return draw_answers(self.tokens(spec, 'train'), self.examples(spec, 'train').examples,
+    rows = draw_answers(self.tokens(spec, 'train'), self.examples(spec, 'train').examples,
                         self.tokenizer, spec.seed, cache)
+    return self._pack(rows, spec) if packing else rows
+
+  def _pack(self, rows: pipeline.BatchSource, spec: ReplicaSpec) -> pipeline.BatchSource:
+    if spec.name not in self._packed:
+      fields = spec.config.data
+      length = fields.packed_length or fields.max_source_length + self.front
+      form = RowForm(self.front, length, fields.packed_target_length)
+      self._packed[spec.name] = pack_rows(rows, form, spec.seed, spec.name)
+    return self._packed[spec.name]
 
   def stream(self, spec: ReplicaSpec) -> pipeline.Stream:
     """Training batches of a replica; they depend on its name and seed only."""
@@ -246,7 +261,7 @@ class RowStore:
 
   def steps_per_epoch(self, spec: ReplicaSpec) -> int:
     """Updates per pass over the training rows; see `data.mixture` for an epoch of several tasks."""
-    if spec.parts:
+    if spec.parts or spec.config.data.packing:
       return pipeline.order_of(self._train_rows(spec), stream_config(spec))[1].steps_per_epoch
     return pipeline.steps_per_epoch(len(self.tokens(spec, 'train')), spec.config.data.batch_size)
 
