@@ -69,8 +69,10 @@ class Prompt(Delta):
     if self.source_lengths:
       prompt, aux['correlation'] = self._guided(values, context)
     embedded = base(x)
-    rows = jnp.broadcast_to(prompt.astype(embedded.dtype), (x.shape[0], *prompt.shape[-2:]))
-    return jnp.concatenate([rows, embedded], axis=1), aux
+    if context.packing is not None:
+      return context.packing.front(prompt.astype(embedded.dtype), embedded), aux
+    rows = jnp.broadcast_to(prompt, (x.shape[0], *prompt.shape[-2:]))
+    return jnp.concatenate([rows.astype(embedded.dtype), embedded], axis=1), aux
 
   def _guided(self, values, context):
     table, sources = values['table'], values['sources']
