@@ -123,12 +123,13 @@ def _words(key, shape, offsets):
   # The two words of a Threefry block serve the two halves of an axis of fixed size.
   half_axis = len(shape) - 1 if len(shape) < 4 else 1
   half = (shape[half_axis] + 1) // 2
+  offsets = offsets or {}
   if is_split('tensor'):  # Devices would exchange the halves: each makes both words of its part.
-    place = jax.lax.broadcasted_iota(jnp.uint32, shape, half_axis)
-    behind = place >= jnp.uint32(half)
-    high, low = _counters(shape, {**(offsets or {}), half_axis: jnp.where(behind, half, 0)})
-    return jnp.where(behind, *reversed(threefry(key_words, high, low)))
-  high, low = _counters(shape[:half_axis] + (half,) + shape[half_axis + 1:], offsets or {})
+    behind = jax.lax.broadcasted_iota(jnp.int32, shape, half_axis) >= half
+    shift = jnp.where(behind, half, 0) + offsets.get(half_axis, 0)
+    first, second = threefry(key_words, *_counters(shape, {**offsets, half_axis: shift}))
+    return jnp.where(behind, second, first)
+  high, low = _counters(shape[:half_axis] + (half,) + shape[half_axis + 1:], offsets)
   bits = jnp.concatenate(threefry(key_words, high, low), axis=half_axis)
   return jax.lax.slice_in_dim(bits, 0, shape[half_axis], axis=half_axis)
 

@@ -83,3 +83,8 @@ def use_mesh(mesh: Mesh, rules: Rules = RULES) -> Iterator[Mesh]:
   """
   with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
     yield mesh
+
+
+def is_split(axis: str) -> bool:
+  """Whether the mesh of the program that is traced has several devices along an axis."""
+  return jax.sharding.get_abstract_mesh().shape.get(axis, 1) > 1

@@ -53,6 +53,18 @@ def test_dropout_of_an_element_depends_on_its_coordinates_only(shape, more, offs
   np.testing.assert_array_equal(drop(jnp.ones(long), 0.5, KEY, offsets)[shifted], expected)
 
 
+@pytest.mark.parametrize('shape, offsets', [
+    ((3, 5, 7), {1: 2, 2: 1}), ((2, 3, 5, 6), {2: 1}), ((3, 6), None)])
+def test_noise_on_a_split_axis_is_the_same_and_needs_no_neighbour(monkeypatch, shape, offsets):
+  make = lambda: jax.make_jaxpr(lambda: layers.uniform(KEY, shape, offsets))()
+  whole = make()
+  monkeypatch.setattr(layers, 'is_split', lambda axis: axis == 'tensor')
+  split = make()
+  assert 'concatenate' in str(whole) and 'concatenate' not in str(split)
+  for one, other in zip(*(jax.core.eval_jaxpr(own.jaxpr, own.consts) for own in (whole, split))):
+    np.testing.assert_array_equal(one, other)
+
+
 def test_keys_and_names_give_other_noise_and_none_gives_none():
   x = jnp.ones((4, 8, 16))
   noises = [drop(x, 0.5, key) for key in (KEY, jax.random.key(12), layers.fold_name(KEY, 'a'),
