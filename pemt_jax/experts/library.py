@@ -90,13 +90,11 @@ def save_expert(folder: str | os.PathLike, tuned: Any, constants: Any,
   Returns:
     The card as written.
   """
-  folder = pathlib.Path(folder)
   tree = {'tuned': tuned, 'constants': constants}
   card = completed(card, tree)
-  temporary = tree_files.temporary_folder(folder)
-  tree_files.write_tree(temporary / CHECKPOINT, tree)
-  tree_files.write_json(temporary / CARD, dataclasses.asdict(card))
-  tree_files.replace_folder(temporary, folder)
+  with tree_files.replacing_folder(pathlib.Path(folder)) as temporary:
+    tree_files.write_tree(temporary / CHECKPOINT, tree)
+    tree_files.write_json(temporary / CARD, dataclasses.asdict(card))
   return card
 
 

@@ -132,11 +132,9 @@ def write_packed(path: str | os.PathLike, tuned: Tree, plan: AnyPlan,
   from safetensors.numpy import save_file  # pylint: disable=g-import-not-at-top
   path = pathlib.Path(path)
   arrays, shapes = pack(tuned, plan, dtype)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-  path.parent.mkdir(parents=True, exist_ok=True)
-  save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, temporary,
-            metadata={'format': _FORMAT, _MASKS: json.dumps(shapes, separators=(',', ':'))})
-  os.replace(temporary, path)
+  with tree_files.replacing(path) as temporary:
+    save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, temporary,
+              metadata={'format': _FORMAT, _MASKS: json.dumps(shapes, separators=(',', ':'))})
 
 
 def _open(path: pathlib.Path) -> tuple[Any, Mapping[str, list[int]]]:
@@ -223,10 +221,9 @@ def save_packed(folder: str | os.PathLike, tuned: Tree, card: library.ExpertCard
   counts = dataclasses.asdict(storage) | {'bits': storage.bits, 'bytes': storage.bytes}
   card = library.completed(dataclasses.replace(card, extra={**card.extra, 'storage': counts}),
                            {'tuned': tuned, 'constants': {}})
-  temporary = tree_files.temporary_folder(folder)
-  write_packed(temporary / library.PACKED, tuned, plan, dtype)
-  tree_files.write_json(temporary / library.CARD, dataclasses.asdict(card))
-  tree_files.replace_folder(temporary, folder)
+  with tree_files.replacing_folder(folder) as temporary:
+    write_packed(temporary / library.PACKED, tuned, plan, dtype)
+    tree_files.write_json(temporary / library.CARD, dataclasses.asdict(card))
   return card
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
+import zlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,6 +20,8 @@ from pemt_jax.trees import unflatten
 
 MANIFEST = 'manifest.json'
 ARRAYS = 'arrays'
+CHECKSUMS = 'checksums.json'
+_CHUNK_BYTES = 1 << 24
 Description = dict[str, dict[str, Any]]
 
 
@@ -60,14 +66,29 @@ def check_description(found: Description, expected: Description, place: str | os
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
   """Writes JSON in one move: a reader sees the old file or the new one."""
-  path = pathlib.Path(path)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  with open(temporary, 'w', encoding='utf-8') as file:
+  with replacing(pathlib.Path(path)) as temporary, open(temporary, 'w', encoding='utf-8') as file:
     json.dump(value, file, indent=2, default=_plain)
     file.write('\n')
     file.flush()
     os.fsync(file.fileno())
-  os.replace(temporary, path)
+
+
+def write_npz(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+  """Writes named arrays as one .npz file in one move; its folder is made."""
+  with replacing(pathlib.Path(path)) as temporary, open(temporary, 'wb') as file:
+    np.savez(file, **arrays)
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[str]:
+  """Gives a temporary name beside `path`; the file takes its place at the end, if nothing fails."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  try:
+    yield str(temporary)
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:
@@ -90,22 +111,67 @@ def read_json(path: str | os.PathLike) -> Any:
     raise UserError(f'{path} is not readable JSON ({error}); restore or remove it.') from error
 
 
-def replace_folder(temporary: pathlib.Path, folder: pathlib.Path) -> None:
-  """Moves a finished temporary folder to its place; an older folder there is removed after."""
-  old = folder.with_name(f'.{folder.name}.old.{os.getpid()}')
-  if folder.exists():
-    os.rename(folder, old)
-  os.rename(temporary, folder)
-  shutil.rmtree(old, ignore_errors=True)
-
-
-def temporary_folder(folder: pathlib.Path) -> pathlib.Path:
-  """Makes an empty folder beside `folder`, to fill and to move there by `replace_folder`."""
+@contextlib.contextmanager
+def replacing_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Gives an empty folder beside `folder` that takes its place at the end, if nothing fails."""
   folder.parent.mkdir(parents=True, exist_ok=True)
   temporary = folder.with_name(f'.{folder.name}.tmp.{os.getpid()}')
+  old = folder.with_name(f'.{folder.name}.old.{os.getpid()}')
   shutil.rmtree(temporary, ignore_errors=True)
   temporary.mkdir()
-  return temporary
+  try:
+    yield temporary
+    if folder.exists():
+      os.rename(folder, old)
+    os.rename(temporary, folder)
+    shutil.rmtree(old, ignore_errors=True)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_checksums(folder: pathlib.Path) -> None:
+  """Writes the CRC-32 of every file below a folder to `checksums.json`."""
+  files = sorted(path for path in folder.rglob('*') if path.is_file() and path.name != CHECKSUMS)
+  write_json(folder / CHECKSUMS,
+             {path.relative_to(folder).as_posix(): _checksum(path) for path in files})
+
+
+def has_checksums(folder: pathlib.Path) -> bool:
+  """Whether `damaged_file` can tell; folders of earlier versions have no list."""
+  return (folder / CHECKSUMS).is_file()
+
+
+def damaged_file(folder: pathlib.Path) -> str | None:
+  """Returns the first file that is not what `write_checksums` has seen; None without a list."""
+  if not has_checksums(folder):
+    return None
+  try:
+    expected = json.loads((folder / CHECKSUMS).read_bytes())
+    return next((name for name, value in expected.items()
+                 if not (folder / name).is_file() or _checksum(folder / name) != value), None)
+  except (ValueError, AttributeError):
+    return CHECKSUMS
+
+
+def _checksum(path: pathlib.Path) -> int:
+  value = 0
+  with open(path, 'rb') as file:
+    while chunk := file.read(_CHUNK_BYTES):
+      value = zlib.crc32(chunk, value)
+  return value
+
+
+@contextlib.contextmanager
+def orbax_writes(folder: pathlib.Path) -> Iterator[None]:
+  """Context in which a failed write of Orbax is the `OSError` that caused it."""
+  try:
+    yield
+  except ValueError as error:
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    if code is None:
+      raise
+    number = int(code.group(1))
+    raise OSError(number, os.strerror(number), str(folder)) from error
 
 
 def write_arrays(folder: pathlib.Path, tree: Any) -> None:
@@ -114,9 +180,10 @@ def write_arrays(folder: pathlib.Path, tree: Any) -> None:
   flat = {name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
           for name, leaf in storable_leaves(tree).items()}
   if flat:
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with orbax_writes(folder), ocp.PyTreeCheckpointer() as checkpointer:
       checkpointer.save((folder / ARRAYS).absolute(), unflatten(flat))
   write_json(folder / MANIFEST, describe(tree))
+  write_checksums(folder)
 
 
 def write_tree(folder: str | os.PathLike, tree: Any) -> None:
@@ -126,10 +193,8 @@ def write_tree(folder: str | os.PathLike, tree: Any) -> None:
     folder: target; its parents are made.
     tree: pytree of arrays; names may not contain '/'.
   """
-  folder = pathlib.Path(folder)
-  temporary = temporary_folder(folder)
-  write_arrays(temporary, tree)
-  replace_folder(temporary, folder)
+  with replacing_folder(pathlib.Path(folder)) as temporary:
+    write_arrays(temporary, tree)
 
 
 def read_tree(folder: str | os.PathLike, expected: Any = None) -> dict[str, Any]:
@@ -145,8 +210,14 @@ def read_tree(folder: str | os.PathLike, expected: Any = None) -> dict[str, Any]
   import orbax.checkpoint as ocp  # pylint: disable=g-import-not-at-top
   folder = pathlib.Path(folder)
   description = read_json(folder / MANIFEST)
+  damaged = damaged_file(folder)
+  if damaged:
+    raise UserError(f'{folder / damaged} is not what was written; the tree is damaged, remove '
+                    f'{folder} or copy it again.')
   if expected is not None:
     check_description(description, describe(expected), folder)
+  check_form(description, folder / MANIFEST)
+  _check_size(description, folder)
   leaves = {name: np.zeros(entry['shape'], np.dtype(entry['dtype']))
             for name, entry in description.items()}
   stored = unflatten(storable_leaves(unflatten(leaves)))
@@ -154,6 +225,7 @@ def read_tree(folder: str | os.PathLike, expected: Any = None) -> dict[str, Any]
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
     try:
       with ocp.PyTreeCheckpointer() as checkpointer:
+        _check_stored(checkpointer, (folder / ARRAYS).absolute(), stored)
         found = checkpointer.restore((folder / ARRAYS).absolute(), item=stored,
                                      restore_args=as_numpy)
     except Exception as error:  # Orbax raises many types for one cause: the files are damaged.

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pemt_jax.errors import UserError
+from pemt_jax.experts.tree_files import replacing
 
 SAFETENSORS = 'model.safetensors'
 TORCH = 'pytorch_model.bin'
@@ -249,19 +250,6 @@ def to_torch(value: Any, torch: Any) -> Any:
   if value.dtype.name == 'bfloat16':
     return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
   return torch.from_numpy(value)
-
-
-@contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[str]:
-  """Gives a temporary file beside `path` that takes its place at the end, unless there is an error.
-  """
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-  try:
-    yield str(temporary)
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | pathlib.Path, text: str) -> None:

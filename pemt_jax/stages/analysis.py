@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from pemt_jax.experts import mask_analysis, tree_files
+from pemt_jax.interop.files import write_text
 from pemt_jax.stages.backbone import count
 from pemt_jax.stages.build import Stage
 from pemt_jax.stages.evaluate import observations
@@ -61,10 +62,9 @@ def _write_predictions(stage, name, split, texts, workdir):
   examples = stage.store.examples(stage.specs[name], split).examples
   if not len(examples):  # Plain text of which nothing was to be continued.
     return
-  folder.mkdir(exist_ok=True)
   lines = [json.dumps({'source': example.source, 'target': example.target, 'prediction': text})
            for example, text in zip(examples, texts, strict=True)]
-  (folder / f'{name}.{split}.jsonl').write_text('\n'.join(lines) + '\n', encoding='utf-8')
+  write_text(folder / f'{name}.{split}.jsonl', '\n'.join(lines) + '\n')
 
 
 def _write_tasks(stage, trained, workdir):
@@ -73,7 +73,6 @@ def _write_tasks(stage, trained, workdir):
   if not mixtures:
     return
   folder = workdir / 'results'
-  folder.mkdir(exist_ok=True)
   for name, spec in mixtures.items():
     lines = [line for file in _metric_files(workdir, name)
              for line in map(json.loads, file.read_text(encoding='utf-8').splitlines())
@@ -85,7 +84,7 @@ def _write_tasks(stage, trained, workdir):
     for task in spec.tasks:
       found = [own for line in lines for own in _of_task(line, task)]
       text = ''.join(json.dumps(own) + '\n' for own in found)
-      (folder / f'{name}.{task.replace("/", "-")}.jsonl').write_text(text, encoding='utf-8')
+      write_text(folder / f'{name}.{task.replace("/", "-")}.jsonl', text)
 
 
 def _metric_files(workdir, name):
@@ -129,8 +128,9 @@ def _write_gates(stage, names, workdir):
     count = next(iter(arrays.values())).shape[-1]
     sources = (stage.sources.names if kind == 'gates'
                else [f'expert {number}' for number in range(count)])
-    np.savez(workdir / f'{kind}.npz', sources=np.array(sources), replicas=np.array(names),
-             targets=np.array([stage.specs[name].task for name in names]), **arrays)
+    tree_files.write_npz(workdir / f'{kind}.npz', {
+        'sources': np.array(sources), 'replicas': np.array(names),
+        'targets': np.array([stage.specs[name].task for name in names]), **arrays})
 
 
 def prompt_similarity(first: np.ndarray, second: np.ndarray) -> float:
@@ -153,8 +153,8 @@ def _write_correlation(stage, trained, names, workdir):
     others = [table[len(table) - n:] for table, n in zip(stacked, lengths, strict=True)]
     columns = list(stage.sources.names)
   matrix = np.array([[prompt_similarity(a, b) for b in others] for a in own])
-  np.savez(workdir / 'correlation.npz', matrix=matrix, rows=np.array(rows),
-           columns=np.array(columns))
+  tree_files.write_npz(workdir / 'correlation.npz', {
+      'matrix': matrix, 'rows': np.array(rows), 'columns': np.array(columns)})
 
 
 def _write_masks(stage, trained, workdir):
@@ -175,6 +175,6 @@ def _write_masks(stage, trained, workdir):
     arrays[f'{owner}_density'] = stack(lambda own, owner=owner: own.densities[owner])
   if first.across is not None:
     arrays['task_layer_overlap'] = stack(lambda own: own.across)
-  np.savez(workdir / 'masks.npz', replicas=np.array(list(stage.specs)),
-           matrices=np.array(first.matrices), joined_rows=np.array(first.layers),
-           joined_columns=np.array(first.tasks), **arrays)
+  tree_files.write_npz(workdir / 'masks.npz', {
+      'replicas': np.array(list(stage.specs)), 'matrices': np.array(first.matrices),
+      'joined_rows': np.array(first.layers), 'joined_columns': np.array(first.tasks), **arrays})

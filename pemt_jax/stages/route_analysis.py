@@ -18,7 +18,7 @@ from pemt_jax.errors import UserError
 from pemt_jax.evaluation.postprocess import AVERAGE
 from pemt_jax.experts import route_maps, tree_files
 from pemt_jax.experts.library import FOLDER
-from pemt_jax.interop.files import replacing, write_text
+from pemt_jax.interop.files import write_text
 from pemt_jax.models.sites import Rule
 from pemt_jax.reports import masks, route_features, routes as pictures, views
 from pemt_jax.reports.plots import short_names
@@ -26,7 +26,7 @@ from pemt_jax.reports.route_files import ROUTES, Routes, read_route_steps, read_
 from pemt_jax.reports.tables import lower_is_better
 from pemt_jax.stages.artefacts import LoadedExpert, open_expert
 from pemt_jax.stages.predict import expert_folders
-from pemt_jax.stages.route_records import route_arrays, route_rule, save_routes
+from pemt_jax.stages.route_records import route_arrays, route_rule
 from pemt_jax.training.experiment import Replica
 from pemt_jax.training.records import RESULT
 from pemt_jax.trees import flatten, unflatten
@@ -105,11 +105,11 @@ def write_routes(place: pathlib.Path, output: pathlib.Path, options: RouteOption
   """
   expert, rule = open_routed(place, options)
   arrays = _arrays(expert, rule)
-  save_routes(output / ROUTES, arrays)
+  tree_files.write_npz(output / ROUTES, arrays)
   own = next(iter(read_routes(output / ROUTES).values()))
   order = pictures.ontology_order(own)
   for name, file in (('routes', 'route'), ('routes_t1', 'route_t1')):
-    with replacing(output / f'{file}.npy') as temporary, open(temporary, 'wb') as stream:
+    with tree_files.replacing(output / f'{file}.npy') as temporary, open(temporary, 'wb') as stream:
       np.save(stream, arrays[name][order])
   tree_files.write_json(output / 'tasks.json', [own.tasks[i] for i in order])
   index = pd.MultiIndex.from_product(
@@ -159,7 +159,7 @@ def write_heat_map(place: pathlib.Path, output: pathlib.Path, options: RouteOpti
 
 
 def _write_bytes(path: pathlib.Path, content: bytes) -> None:
-  with replacing(path) as temporary:
+  with tree_files.replacing(path) as temporary:
     pathlib.Path(temporary).write_bytes(content)
 
 

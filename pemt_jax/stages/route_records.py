@@ -12,7 +12,7 @@ import numpy as np
 from pemt_jax.data.task_features import ontology
 from pemt_jax.experts import route_maps
 from pemt_jax.experts.layer_experts import LayerExperts
-from pemt_jax.interop.files import replacing
+from pemt_jax.experts.tree_files import write_npz
 from pemt_jax.methods.base import Method
 from pemt_jax.models.sites import Rule
 from pemt_jax.reports.route_files import ROUTE_STEPS, ROUTES
@@ -59,12 +59,6 @@ def route_arrays(rule: Rule, specs: Mapping[str, ReplicaSpec], trees: tuple[Tree
       'routed': np.array([chosen is None or layer in chosen for layer in layers])}
 
 
-def save_routes(path: str | pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-  """Writes a file of routes in one move; its folder is made."""
-  with replacing(pathlib.Path(path)) as temporary, open(temporary, 'wb') as file:
-    np.savez(file, **arrays)
-
-
 def watcher(method: Method, specs: Mapping[str, ReplicaSpec]) -> Callable[..., None] | None:
   """What `training.experiment.Experiment.watch` calls: writes `routes/<step>.npz`; or None."""
   rule = route_rule(method)
@@ -74,7 +68,7 @@ def watcher(method: Method, specs: Mapping[str, ReplicaSpec]) -> Callable[..., N
   def watch(tuned: Tree, frozen: Tree, constants: Tree, replicas: Sequence[Any], step: int,
             workdir: pathlib.Path) -> None:
     arrays = route_arrays(rule, specs, (tuned, frozen, constants), [r.name for r in replicas])
-    save_routes(workdir / ROUTE_STEPS / f'{step}.npz', arrays)
+    write_npz(workdir / ROUTE_STEPS / f'{step}.npz', arrays)
 
   return watch
 
@@ -84,4 +78,4 @@ def write_best(method: Method, specs: Mapping[str, ReplicaSpec], trees: tuple[Tr
   """Writes `routes.npz` of the best step of each replica, where tasks have routes."""
   rule = route_rule(method)
   if rule is not None:
-    save_routes(workdir / ROUTES, route_arrays(rule, specs, trees, list(specs)))
+    write_npz(workdir / ROUTES, route_arrays(rule, specs, trees, list(specs)))

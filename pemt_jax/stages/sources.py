@@ -96,9 +96,8 @@ def copy_sources(folders: Sequence[pathlib.Path], place: pathlib.Path) -> None:
     if folder.is_file():
       _copy_file(folder, target)
     elif not target.exists():
-      partial = tree_files.temporary_folder(target)
-      shutil.copytree(folder, partial, dirs_exist_ok=True)
-      tree_files.replace_folder(partial, target)
+      with tree_files.replacing_folder(target) as partial:
+        shutil.copytree(folder, partial, dirs_exist_ok=True)
     elif (target / CARD).read_bytes() != (folder / CARD).read_bytes():
       raise UserError(f'{target} is a copy of another expert than {folder}; choose another workdir'
                       ' or the sources that this run began with.')

@@ -62,43 +62,58 @@ class RunCheckpoints:
       return
     flat = tree_files.storable_leaves(state)
     record = {**record, 'arrays': tree_files.describe(state)}
-    self._manager.save(step, args=self._ocp.args.Composite(
-        state=self._ocp.args.StandardSave(unflatten(flat)),
-        record=self._ocp.args.JsonSave(record)))
+    with tree_files.orbax_writes(self.folder):
+      self._manager.save(step, args=self._ocp.args.Composite(
+          state=self._ocp.args.StandardSave(unflatten(flat)),
+          record=self._ocp.args.JsonSave(record)))
+    tree_files.write_checksums(self.folder / str(step))
 
   def record(self, step: int) -> Record:
     """Returns the record of a step."""
     args = self._ocp.args.Composite(record=self._ocp.args.JsonRestore())
     return self._manager.restore(step, args=args)['record']
 
-  def restore(self, make_template: Callable[[Record], RunState]) -> tuple[RunState, Record] | None:
-    """Restores the newest readable checkpoint.
+  def restore(self, make_template: Callable[[Record], RunState],
+              damage: Callable[[Record], str | None] = lambda record: None
+              ) -> tuple[RunState, Record] | None:
+    """Restores the newest checkpoint that is whole.
 
     Args:
       make_template: record -> state with the names, shapes, types and placement to restore.
+      damage: record -> what else the checkpoint needs and is damaged, or None.
 
     Returns:
-      (state, record), or None without a readable checkpoint. A damaged checkpoint is set aside
-      with a warning.
+      (state, record), or None without a whole checkpoint. A damaged checkpoint is set aside with a
+      warning.
 
     Raises:
       UserError: names or shapes are not those of the template.
     """
     for step in reversed(self.steps()):
       try:
-        record = self.record(step)
-        expected = record['arrays']
-      except Exception as error:  # Orbax raises many types for one cause: the files are damaged.
-        self._set_aside(step, error)
-        continue
-      template = make_template(record)
-      tree_files.check_description(expected, tree_files.describe(template),
-                                   self.folder / str(step))
-      try:
+        record = self._whole_record(step, damage)
+        if record is None:
+          continue
+        template = make_template(record)
+        tree_files.check_description(record['arrays'], tree_files.describe(template),
+                                     self.folder / str(step))
         return self._read(step, template), record
-      except Exception as error:  # As above.
-        self._set_aside(step, error)
+      except UserError:
+        raise
+      except Exception as error:  # Orbax raises many types for one cause: the files are damaged.
+        if tree_files.has_checksums(self.folder / str(step)):
+          raise
+        self._set_aside(step, type(error).__name__)
     return None
+
+  def _whole_record(self, step: int, damage: Callable[[Record], str | None]) -> Record | None:
+    """Returns the record of a checkpoint; None if it is damaged and was set aside."""
+    broken = tree_files.damaged_file(self.folder / str(step))
+    record = None if broken else self.record(step)
+    broken = broken or damage(record)
+    if broken:
+      self._set_aside(step, broken)
+    return None if broken else record
 
   def _read(self, step: int, template: RunState) -> RunState:
     leaves, treedef = jax.tree.flatten(template)
@@ -111,10 +126,13 @@ class RunCheckpoints:
     found |= tree_files.named_leaves(self._manager.restore(step, args=args)['state'])
     return jax.tree.unflatten(treedef, [found[name] for name in names])
 
-  def _set_aside(self, step: int, error: Exception) -> None:
+  def _set_aside(self, step: int, cause: str) -> None:
     damaged = self.folder / f'damaged-{step}'
-    logging.warning('Checkpoint %s cannot be read (%s); it is now called %s.',
-                    self.folder / str(step), type(error).__name__, damaged.name)
+    left = [other for other in self.steps() if other < step]
+    logging.warning(
+        'Checkpoint %s is damaged (%s); it is now called %s, and the run goes on from %s.',
+        self.folder / str(step), cause, damaged.name,
+        f'the checkpoint of step {left[-1]}' if left else 'its start')
     shutil.rmtree(damaged, ignore_errors=True)
     os.rename(self.folder / str(step), damaged)
     self._manager.close()
@@ -143,6 +161,16 @@ class BestTrees:
     """
     tree = tree_files.read_tree(self.path(name, step))
     return tree.get('tuned', {}), tree.get('constants', {})
+
+  def damage(self, record: Record) -> str | None:
+    """Returns the best tree that a record refers to and that is absent or damaged, or None."""
+    for name, book in record.get('progress', {}).items():
+      place = self.path(name, book['best_step'])
+      if book['best_step'] is None:
+        continue
+      if not (place / tree_files.MANIFEST).is_file() or tree_files.damaged_file(place):
+        return f'its best tree {place}'
+    return None
 
   def prune(self, wanted: Iterable[tuple[str, int | None]]) -> None:
     """Removes all trees but the `wanted` (replica, step)."""
@@ -174,6 +202,9 @@ class BestTreesInMemory(BestTrees):
       raise UserError(f"the best tree of '{name}' was kept in memory and is gone; start in a new "
                       'workdir.')
     return tuned, constants
+
+  def damage(self, record: Record) -> str | None:
+    """No file can be damaged."""
 
   def prune(self, wanted: Iterable[tuple[str, int | None]]) -> None:
     """There is nothing to remove."""

@@ -137,9 +137,8 @@ def cut_metrics(path: pathlib.Path, step: int) -> None:
         kept.append(line + '\n')
     except (ValueError, KeyError):
       break
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  temporary.write_text(''.join(kept), encoding='utf-8')
-  os.replace(temporary, path)
+  with tree_files.replacing(path) as temporary:
+    pathlib.Path(temporary).write_text(''.join(kept), encoding='utf-8')
 
 
 def plain_metrics(values: Mapping[str, Any]) -> dict[str, float]:

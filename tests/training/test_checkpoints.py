@@ -58,10 +58,67 @@ def test_half_written_checkpoint_is_set_aside(store, damage, caplog):
   with caplog.at_level(logging.WARNING):
     state, _ = again.restore(lambda record: make_state())
   assert int(state.step) == 6
-  assert 'run/9 cannot be read' in caplog.text and (store.folder / 'damaged-9').exists()
+  assert 'run/9 is damaged (' in caplog.text and (store.folder / 'damaged-9').exists()
+  assert 'and the run goes on from the checkpoint of step 6.' in caplog.text
   again.save(make_state(9), {'note': 'again'})
   assert again.record(9)['note'] == 'again'
   again.close()
+
+
+def flip_a_bit(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 4
+  path.write_bytes(content)
+
+
+def test_a_flipped_bit_in_any_file_is_noticed(store, caplog):
+  """Orbax alone reads some of these as other numbers."""
+  store.close()
+  newest = store.folder / '9'
+  names = [path.relative_to(newest) for path in newest.rglob('*')
+           if path.is_file() and path.stat().st_size]
+  whole = store.folder.parent / 'whole'
+  shutil.copytree(newest, whole)
+  assert len(names) > 5
+  for name in names:
+    flip_a_bit(newest / name)
+    again = checkpoints.RunCheckpoints(store.folder, keep=2)
+    caplog.clear()
+    state, record = again.restore(lambda record: make_state())
+    again.close()
+    assert (int(state.step), record['note']) == (6, 6), name
+    assert 'run/9 is damaged (' in caplog.text
+    shutil.copytree(whole, newest)
+
+
+def test_a_sound_checkpoint_is_not_set_aside_for_another_failure(store, monkeypatch):
+  def fail(*_):
+    raise MemoryError('too large')
+  monkeypatch.setattr(store, '_read', fail)
+  with pytest.raises(MemoryError):
+    store.restore(lambda record: make_state())
+  assert store.steps() == [6, 9]
+
+
+@pytest.mark.parametrize('damage', ['flipped', 'removed'])
+def test_a_run_whose_best_tree_is_damaged_goes_on_from_an_earlier_checkpoint(
+    tmp_path, damage, caplog):
+  config = toy.make_config(keep=2)
+  totals = {'a': 6}
+  straight = loop.train(toy.make_experiment(totals), config, tmp_path)
+  book = straight.results['a']
+  tree = tmp_path / 'checkpoints' / 'best' / 'a' / str(book['best_step'])
+  assert book['best_step'] == 6
+  if damage == 'flipped':
+    flip_a_bit(tree / 'arrays' / 'manifest.ocdbt')
+    with pytest.raises(UserError, match='is not what was written; the tree is damaged'):
+      checkpoints.BestTrees(tree.parents[1]).load('a', 6)
+  else:
+    shutil.rmtree(tree)
+  found = loop.train(toy.make_experiment(totals), config, tmp_path)
+  assert f'run/6 is damaged (its best tree {tree})' in caplog.text
+  assert 'goes on from the checkpoint of step 3' in caplog.text
+  np.testing.assert_array_equal(found.tuned['layer']['w'], straight.tuned['layer']['w'])
 
 
 def test_names_and_shapes_are_strict(store):
