@@ -8,11 +8,12 @@ process decides alone (a signal, a file that cannot be read) is agreed on before
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -134,20 +135,31 @@ def first_before_others(name: str) -> Iterator[None]:
 
 def begin_maximum(value: int) -> jax.Array:
   """Begins to find the greatest value of all processes; reading the result waits for it."""
-  mesh = Mesh(np.array(jax.devices()), ('device',))
+  per_device, maximum = _maximum()
   local = np.full(jax.local_device_count(), value, np.int32)
-  values = jax.make_array_from_process_local_data(
-      NamedSharding(mesh, PartitionSpec('device')), local)
-  return _maximum(mesh)(values)
+  return maximum(jax.make_array_from_process_local_data(per_device, local))
 
 
-def _maximum(mesh: Mesh):
-  return jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+@functools.cache
+def _maximum():
+  """Sharding of one number per device, and the compiled maximum of such numbers."""
+  mesh = Mesh(np.array(jax.devices()), ('device',))
+  return (NamedSharding(mesh, PartitionSpec('device')),
+          jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec())))
 
 
 def any_of(flag: bool) -> bool:
   """Whether the flag is set on any process."""
   return flag if count() == 1 else bool(begin_maximum(int(flag)))
+
+
+def joined(numbers: Sequence[int]) -> list[int]:
+  """The numbers, at least 0, of all processes in ascending order, each once."""
+  if count() == 1:
+    return list(numbers)
+  own = np.full(int(begin_maximum(len(numbers))), -1, np.int32)
+  own[:len(numbers)] = numbers
+  return [int(n) for n in np.unique(multihost_utils.process_allgather(own)) if n >= 0]
 
 
 def mean(values: Mapping[str, float]) -> dict[str, float]:

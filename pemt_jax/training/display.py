@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pemt_jax.sharding import processes
+
 
 class Meter:
   """Steps and tokens since the last reading; the time of pauses does not count."""
@@ -64,12 +66,14 @@ class Bar:
     """Opens the bar.
 
     Args:
-      mode: 'auto' (only where stderr is a terminal), 'always' or 'never'.
+      mode: 'auto' (only where stderr is a terminal), 'always' or 'never'. Of several processes the
+        first one shows it.
       step: steps made before.
       total: steps of the longest replica.
     """
     import tqdm  # pylint: disable=g-import-not-at-top
-    silent = mode == 'never' or (mode == 'auto' and not sys.stderr.isatty())
+    silent = (mode == 'never' or not processes.is_first()
+              or (mode == 'auto' and not sys.stderr.isatty()))
     self._bar = tqdm.tqdm(total=total, initial=step, unit='step', disable=silent, smoothing=0.1,
                           dynamic_ncols=True)
 

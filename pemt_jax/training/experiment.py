@@ -35,7 +35,11 @@ class Replica:
 
 
 class Stream(Protocol):
-  """Endless, checkpointable batches of one replica."""
+  """Endless, checkpointable batches of one replica.
+
+  Where several processes share batches, it also has `batch_size` and `keep`, see
+  `data.pipeline.Stream`.
+  """
 
   def __next__(self) -> Batch:
     """Returns the next batch, a dict of [batch, ...] arrays."""

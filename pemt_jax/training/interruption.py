@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import collections
 import signal
 import sys
 import threading
 from typing import Any
+
+from pemt_jax.sharding import processes
+
+_LAG = 2  # steps until the answers of all processes are read; by then they are there
 
 
 class RunInterrupted(SystemExit):
@@ -33,6 +38,18 @@ class Interruption:
   def __init__(self):
     self.signal_number: int | None = None
     self._previous: dict[int, Any] = {}
+    self._asked: collections.deque[Any] = collections.deque()
+
+  def agreed(self) -> int | None:
+    """The signal at which to stop now; every process calls this once per step.
+
+    Where there are several, all get the same answer at the same step, `_LAG` steps after the first
+    of them was signalled: the question is a part of the work that is sent to the devices.
+    """
+    if processes.count() == 1:
+      return self.signal_number
+    self._asked.append(processes.begin_maximum(self.signal_number or 0))
+    return int(self._asked.popleft()) if len(self._asked) > _LAG else None
 
   def __enter__(self) -> Interruption:
     if threading.current_thread() is threading.main_thread():

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from pemt_jax.experts import tree_files
+from pemt_jax.sharding import processes
 from pemt_jax.training import config as config_lib, display, records, run as run_lib
 from pemt_jax.training.experiment import Experiment, Replica
 from pemt_jax.training.interruption import Interruption, RunInterrupted
@@ -68,15 +69,17 @@ def train(experiment: Experiment, config: Any, workdir: str | os.PathLike) -> Tr
         bar.note(line)
       if run.wants_checkpoint(due):
         run.save()
-      if interruption.signal_number and run.live:
+      signal_number = interruption.agreed()
+      if signal_number and run.live:
         run.save()
-        raise RunInterrupted(interruption.signal_number, f'Stopped by a signal at step {run.step}; '
+        raise RunInterrupted(signal_number, f'Stopped by a signal at step {run.step}; '
                              f'run the same command with the workdir {run.workdir} to resume.')
     return finish(run)
 
 
 def finish(run: run_lib.Run) -> TrainResult:
   """Loads the best trees, evaluates the final split and writes result.json."""
+  processes.wait('best trees')
   trees = [run.best.load(name, p.best_step) for name, p in run.progress.items()]
   tuned, constants = (
       jax.tree.map(lambda *leaves: np.stack(leaves), *column) for column in zip(*trees))
@@ -91,7 +94,7 @@ def finish(run: run_lib.Run) -> TrainResult:
              'steps_per_second': p.step / p.seconds if p.seconds else None,
              'final_split': split, 'final_metrics': records.plain_metrics(metrics)}
       for (name, p), metrics in zip(run.progress.items(), final)}
-  if jax.process_index() == 0:
+  if processes.is_first():
     tree_files.write_json(run.workdir / records.RESULT, {'replicas': results})
   return TrainResult(replicas, tuned, constants, results, run.workdir)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from pemt_jax.errors import UserError
 from pemt_jax.experts import tree_files
-from pemt_jax.sharding import placement
+from pemt_jax.sharding import placement, processes
 from pemt_jax.training import checkpoints, display, optimisers, records
 from pemt_jax.training import schedules, state as state_lib, step as step_lib
 from pemt_jax.training.experiment import Experiment, Replica
@@ -118,6 +118,17 @@ class Run:
     active = [not self.progress[replica.name].finished for replica in self.members]
     self.state = self.placement.placed(self.state.replace(active=jnp.asarray(active)))
     self.streams = {replica.name: self.streams[replica.name] for replica in self.live}
+    self.part = self._share_rows()
+
+  def _share_rows(self) -> placement.BatchPart | None:
+    """Lets the streams assemble what this process holds of a batch; None where that is all."""
+    if processes.count() == 1 or not self.streams:
+      return None
+    rows = max(stream.batch_size for stream in self.streams.values())
+    part = self.placement.part_of_batch(rows)
+    for stream in self.streams.values():
+      stream.keep(part.places)
+    return part
 
   @property
   def live(self) -> list[Replica]:
@@ -135,7 +146,7 @@ class Run:
       batch = self.experiment.stack([drawn.get(r.name, drawn[live[0]]) for r in self.members])
     shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch))
     with self.clock.phase('step' if shapes in self._shapes else 'compilation'):
-      batch = self.placement.batch(batch)
+      batch = self.placement.batch(batch, part=self.part)
       self.state, metrics = self.train_step(self.state, self.frozen, batch, self.rates)
     self._shapes.add(shapes)
     self.step += 1
@@ -161,6 +172,10 @@ class Run:
       values = placement.fetch(metrics)
     self._check_finite()
     seconds, steps_per_second, tokens_per_second = self.meter.read()
+    if self.part is not None:
+      share = len(self.part.places) / self.part.rows
+      tokens_per_second = {name: own / share
+                           for name, own in processes.mean(tokens_per_second).items()}
     self.losses = {}
     for index, replica in enumerate(self.members):
       if self.progress[replica.name].finished:
@@ -179,7 +194,7 @@ class Run:
     if (bad >= 0).any():
       step = int(bad[bad >= 0].min())
       index = int(np.flatnonzero(bad == step)[0])
-      ids = ', '.join(map(str, self.recent[step][index])) or 'unknown'
+      ids = ', '.join(map(str, processes.joined(self.recent[step][index]))) or 'unknown'
       saved = self.store.steps()
       good = f'{self.store.folder / str(saved[-1])}' if saved else 'none'
       raise NonFiniteError(
@@ -225,7 +240,7 @@ class Run:
     results = [{}] * len(due)
     if evaluated:
       results = self.experiment.evaluate(tuned, self.frozen, constants, tuple(due), split)
-    if self.experiment.watch is not None and jax.process_index() == 0:
+    if self.experiment.watch is not None:
       self.experiment.watch(tuned, self.frozen, constants, tuple(due), self.step, self.workdir)
     for index, (replica, result) in enumerate(zip(due, results)):
       progress, result = self.progress[replica.name], records.plain_metrics(result)
@@ -276,7 +291,7 @@ class Run:
 
   def _write_times(self) -> None:
     """Writes the seconds of all phases, of earlier calls too."""
-    if jax.process_index() == 0:
+    if processes.is_first():
       tree_files.write_json(self.workdir / records.TIMES, self.clock.seconds)
 
   def _prune(self) -> None:
