@@ -55,6 +55,8 @@ class GenerationConfig:
     start_id: first token of every output.
     eos_id: token that ends an output.
     pad_id: token that fills an output after its end.
+    labels: tokens of the only texts that may be predicted, eos included; the most probable one is,
+      whatever beams and constraints say. () decodes freely.
 
   Raises:
     UserError: a value is outside its range.
@@ -71,6 +73,7 @@ class GenerationConfig:
   start_id: int = 0
   eos_id: int = 1
   pad_id: int = 0
+  labels: tuple[tuple[int, ...], ...] = ()
 
   def __post_init__(self):
     lowest = {'max_length': 2, 'num_beams': 1, 'no_repeat_ngram_size': 0, 'min_length': 0}

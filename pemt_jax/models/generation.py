@@ -11,6 +11,7 @@ from typing import Callable
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
 from pemt_jax.models.beam import beam_search, expand_to_beams
 from pemt_jax.models.decoding import (
@@ -25,7 +26,7 @@ def generate(
     axis_name: str | None = None,
     starts: jax.Array | None = None,
 ) -> jax.Array:
-  """Decodes greedily for one beam and by beam search for more.
+  """Decodes greedily for one beam and by beam search for more, or chooses one of the labels.
 
   Args:
     step: a decoding step that works for any number of rows.
@@ -39,6 +40,8 @@ def generate(
   Returns:
     [batch, max_length] int32 tokens: the start token, the output, eos, padding.
   """
+  if config.labels:
+    return best_label(step, cache, batch_size, config)
   if config.num_beams == 1:
     return greedy(step, cache, batch_size, config, axis_name, starts)
   cache = expand_to_beams(cache, config.num_beams)
@@ -123,6 +126,30 @@ def _one_by_one(step, cache, batch_size, config, axis_name, starts, choose):
 
   start = (jnp.int32(0), tokens, jnp.zeros(batch_size, bool), cache)
   return lax.while_loop(unfinished, advance, start)[1]
+
+
+def best_label(step: Step, cache: Cache, batch_size: int, config: GenerationConfig) -> jax.Array:
+  """The most probable label of each example; all are scored side by side, like beams.
+
+  Args:
+    step: a decoding step that works for any number of rows.
+    cache: pytree of arrays [layer, batch, ...], not expanded, with room for `max_length` tokens.
+    batch_size: number of examples.
+    config: the options; `labels` have fewer tokens than `max_length`.
+
+  Returns:
+    As `generate`.
+  """
+  sizes = np.array([len(label) for label in config.labels])
+  mask = np.arange(config.max_length - 1) < sizes[:, None]
+  labels = np.full(mask.shape, config.pad_id, np.int32)
+  labels[mask] = np.concatenate(config.labels)
+  longest = sizes.max()
+  scores = label_scores(step, expand_to_beams(cache, len(labels)), batch_size,
+                        jnp.asarray(labels[:, :longest]), jnp.asarray(mask[:, :longest], jnp.float32),
+                        config.start_id)
+  chosen = jnp.asarray(labels)[jnp.argmax(scores, axis=1)]
+  return jnp.pad(chosen, ((0, 0), (1, 0)), constant_values=config.start_id)
 
 
 def label_scores(

@@ -99,6 +99,7 @@ def _generation_fields() -> mlc.ConfigDict:
   generation = mlc.ConfigDict({'max_length': GenerationConfig.max_length})
   for name, kind in _GENERATION.items():  # see `GenerationConfig`; None: as the backbone has it
     generation[name] = optional(None, kind)
+  generation.labels_only = False  # tasks with label words: the most probable of them, no free text
   generation.by_task = False      # a task's own max_length and num_beams come before these
   generation.compat_length_in_average = False  # of free texts, in average_metrics (published)
   generation.samples = 0          # held-out texts that evaluation continues (language modelling)

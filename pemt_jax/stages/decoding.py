@@ -33,6 +33,21 @@ def task_options(task: str, options: GenerationConfig, tokenizer: Tokenizer) -> 
   return dataclasses.replace(options, **own)
 
 
+def label_options(task: str, options: GenerationConfig, tokenizer: Tokenizer) -> GenerationConfig:
+  """Returns options that predict one of the label words of a task; free texts stay free.
+
+  Args:
+    task: name of the task.
+    options: the others.
+    tokenizer: gives the tokens of the words, as it does for targets.
+  """
+  words = get_task(task).label_words
+  if not words:
+    return options
+  labels = tuple(map(tuple, tokenizer.encode_batch(list(words))))
+  return dataclasses.replace(options, labels=labels, max_length=1 + max(map(len, labels)))
+
+
 class TaskPredict:
   """Compiled predictions by task; tasks with the same options share one.
 
@@ -50,15 +65,18 @@ class TaskPredict:
       tokenizer: see `task_options`.
       make: decoding options -> compiled prediction.
     """
-    self._by_task, self._options, self._tokenizer = config.generation.by_task, options, tokenizer
+    self._by_task, self._labels = config.generation.by_task, config.generation.labels_only
+    self._options, self._tokenizer = options, tokenizer
     self._make, self.default = make, make(options)
     self._made = {options: self.default}
 
   def __call__(self, task: str) -> Callable[..., Any]:
     """Returns the prediction of a task."""
-    if not self._by_task:
-      return self.default
-    options = task_options(task, self._options, self._tokenizer)
+    options = self._options
+    if self._by_task:
+      options = task_options(task, options, self._tokenizer)
+    if self._labels:
+      options = label_options(task, options, self._tokenizer)
     if options not in self._made:
       self._made[options] = self._make(options)
     return self._made[options]

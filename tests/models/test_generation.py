@@ -41,10 +41,24 @@ def table_cache(examples=EXAMPLES):
 @functools.partial(jax.jit, static_argnums=1)
 def decode_table(table, config):
   step = functools.partial(table_step, table)
-  if config.num_beams == 1:
+  if config.num_beams == 1 or config.labels:
     return generation.generate(step, table_cache(len(table)), len(table), config)
   cache = generation.expand_to_beams(table_cache(len(table)), config.num_beams)
   return generation.beam_search(step, cache, len(table), config)
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_a_label_is_the_most_probable_of_all(seed):
+  labels = ((4, EOS), (7, 2, EOS), (3, EOS), (7, EOS))
+  config = GenerationConfig(max_length=5, labels=labels, num_beams=2)
+  table = random_table(seed)
+  found = decode_table(table, config)
+  log = jax.nn.log_softmax(table)
+  for example, row in enumerate(np.asarray(found)):
+    scores = [sum(float(log[example][tuple(pair)]) for pair in zip(
+        (0, 0, *label), (0, *label), label)) for label in labels]
+    best = labels[int(np.argmax(scores))]
+    assert row.tolist() == [0, *best, *[0] * (4 - len(best))]
 
 
 def attention_weights(seed, vocab=VOCAB, width=8, length=12):

@@ -116,6 +116,17 @@ def test_tasks_with_the_same_options_share_a_program():
   assert len(made) == 4 and own('squad') is own.default
 
 
+def test_labels_are_predicted_where_a_task_has_some():
+  config = base_config('lora')
+  config.generation.labels_only = True
+  predict = TaskPredict(config, GenerationConfig(num_beams=2), Letters(), lambda options: options)
+  found = predict('rte')
+  assert found.labels == tuple(
+      (*map(ord, word), 1) for word in ('entailment', 'not_entailment'))
+  assert found.max_length == len('not_entailment') + 2 and found is predict('rte')
+  assert predict('squad') is predict.default
+
+
 def test_replicas_of_one_program_are_decoded_by_their_tasks():
   specs = [spec_of(task) for task in WORDS]
   evaluator, asked = evaluator_of(*specs)
