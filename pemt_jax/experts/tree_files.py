@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from pemt_jax.errors import UserError
+from pemt_jax.sharding import processes
 from pemt_jax.trees import unflatten
 
 MANIFEST = 'manifest.json'
@@ -174,13 +175,24 @@ def orbax_writes(folder: pathlib.Path) -> Iterator[None]:
     raise OSError(number, os.strerror(number), str(folder)) from error
 
 
+def _checkpointer() -> Any:
+  """An Orbax checkpointer that this process uses alone, without waiting for others."""
+  import orbax.checkpoint as ocp  # pylint: disable=g-import-not-at-top
+  if processes.count() == 1:
+    return ocp.PyTreeCheckpointer()
+  own = jax.process_index()
+  alone = ocp.options.MultiprocessingOptions(
+      primary_host=own, active_processes={own}, barrier_sync_key_prefix=f'process{own}')
+  return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone),
+                          multiprocessing_options=alone)
+
+
 def write_arrays(folder: pathlib.Path, tree: Any) -> None:
   """Writes a tree into an existing folder, not in one move."""
-  import orbax.checkpoint as ocp  # pylint: disable=g-import-not-at-top
   flat = {name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
           for name, leaf in storable_leaves(tree).items()}
   if flat:
-    with orbax_writes(folder), ocp.PyTreeCheckpointer() as checkpointer:
+    with orbax_writes(folder), _checkpointer() as checkpointer:
       checkpointer.save((folder / ARRAYS).absolute(), unflatten(flat))
   write_json(folder / MANIFEST, describe(tree))
   write_checksums(folder)
@@ -224,7 +236,7 @@ def read_tree(folder: str | os.PathLike, expected: Any = None) -> dict[str, Any]
   if stored:
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
     try:
-      with ocp.PyTreeCheckpointer() as checkpointer:
+      with _checkpointer() as checkpointer:
         _check_stored(checkpointer, (folder / ARRAYS).absolute(), stored)
         found = checkpointer.restore((folder / ARRAYS).absolute(), item=stored,
                                      restore_args=as_numpy)

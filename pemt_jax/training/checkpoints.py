@@ -18,6 +18,7 @@ import jax
 
 from pemt_jax.errors import UserError
 from pemt_jax.experts import tree_files
+from pemt_jax.sharding import processes
 from pemt_jax.training.state import RunState
 from pemt_jax.trees import unflatten
 
@@ -66,7 +67,8 @@ class RunCheckpoints:
       self._manager.save(step, args=self._ocp.args.Composite(
           state=self._ocp.args.StandardSave(unflatten(flat)),
           record=self._ocp.args.JsonSave(record)))
-    tree_files.write_checksums(self.folder / str(step))
+    if processes.is_first():
+      tree_files.write_checksums(self.folder / str(step))
 
   def record(self, step: int) -> Record:
     """Returns the record of a step."""
@@ -108,12 +110,14 @@ class RunCheckpoints:
 
   def _whole_record(self, step: int, damage: Callable[[Record], str | None]) -> Record | None:
     """Returns the record of a checkpoint; None if it is damaged and was set aside."""
-    broken = tree_files.damaged_file(self.folder / str(step))
-    record = None if broken else self.record(step)
-    broken = broken or damage(record)
-    if broken:
-      self._set_aside(step, broken)
-    return None if broken else record
+    broken = tree_files.damaged_file(self.folder / str(step)) if processes.is_first() else None
+    if not processes.any_of(bool(broken)):
+      record = self.record(step)
+      broken = damage(record) if processes.is_first() else None
+      if not processes.any_of(bool(broken)):
+        return record
+    self._set_aside(step, broken)
+    return None
 
   def _read(self, step: int, template: RunState) -> RunState:
     leaves, treedef = jax.tree.flatten(template)
@@ -126,7 +130,15 @@ class RunCheckpoints:
     found |= tree_files.named_leaves(self._manager.restore(step, args=args)['state'])
     return jax.tree.unflatten(treedef, [found[name] for name in names])
 
-  def _set_aside(self, step: int, cause: str) -> None:
+  def _set_aside(self, step: int, cause: str | None) -> None:
+    """Renames a checkpoint; the first process, which knows the cause, does it for all."""
+    if processes.is_first():
+      self._rename_damaged(step, cause)
+    processes.wait('set aside')
+    self._manager.close()
+    self._open()
+
+  def _rename_damaged(self, step: int, cause: str | None) -> None:
     damaged = self.folder / f'damaged-{step}'
     left = [other for other in self.steps() if other < step]
     logging.warning(
@@ -135,8 +147,6 @@ class RunCheckpoints:
         f'the checkpoint of step {left[-1]}' if left else 'its start')
     shutil.rmtree(damaged, ignore_errors=True)
     os.rename(self.folder / str(step), damaged)
-    self._manager.close()
-    self._open()
 
 
 class BestTrees:
@@ -150,8 +160,9 @@ class BestTrees:
     return self.folder / name / str(step)
 
   def save(self, name: str, step: int, tuned: Any, constants: Any) -> None:
-    """Writes the trees of ONE replica (no replica axis) in one move."""
-    tree_files.write_tree(self.path(name, step), {'tuned': tuned, 'constants': constants})
+    """Writes the trees of ONE replica (no replica axis) in one move; one process does it."""
+    if processes.is_first():
+      tree_files.write_tree(self.path(name, step), {'tuned': tuned, 'constants': constants})
 
   def load(self, name: str, step: int) -> tuple[Any, Any]:
     """Returns (tuned, constants) as nested dicts of NumPy arrays.
@@ -175,6 +186,8 @@ class BestTrees:
   def prune(self, wanted: Iterable[tuple[str, int | None]]) -> None:
     """Removes all trees but the `wanted` (replica, step)."""
     keep = {self.path(name, step) for name, step in wanted}
+    if not processes.is_first():
+      return
     for folder in self.folder.glob('*/*'):
       if folder not in keep:
         shutil.rmtree(folder, ignore_errors=True)
