@@ -15,6 +15,7 @@ from absl import flags
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from pemt_jax import cli
+from pemt_jax.sharding import processes
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run or of an expert.', required=True)
 SPLIT = flags.DEFINE_enum('split', 'test', ['train', 'validation', 'test'], 'Split to score.')
@@ -44,4 +45,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, processes.as_member)

@@ -14,6 +14,7 @@ from ml_collections import config_flags
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from pemt_jax import cli
+from pemt_jax.sharding import processes
 
 SOURCES = flags.DEFINE_list('sources', [], 'Folders of experts, runs or libraries of experts.')
 TARGETS = flags.DEFINE_list('targets', [], "Target tasks; the default is the sources' tasks.")
@@ -60,4 +61,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, processes.as_member)

@@ -16,6 +16,7 @@ from absl import flags
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from pemt_jax import cli
+from pemt_jax.sharding import processes
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of an expert or of a run.', required=True)
 INPUT = flags.DEFINE_string('input', None, 'Rows: .jsonl, .tsv or .csv.', required=True)
@@ -40,4 +41,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, processes.as_member)

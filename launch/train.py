@@ -14,6 +14,7 @@ from ml_collections import config_flags
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from pemt_jax import cli
+from pemt_jax.sharding import processes
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Stage config.', lock_config=True)
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
@@ -53,4 +54,4 @@ def _several_stages(stage: str) -> None:
 
 if __name__ == '__main__':
   flags.mark_flag_as_required('config')
-  cli.run(main)
+  cli.run(main, processes.as_member)

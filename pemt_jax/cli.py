@@ -21,9 +21,17 @@ USER_ERROR_CODE = 2
 INTERRUPTED_CODE = 130
 _LISTED_KEYS = 12
 _CONFIG_FAILED = 'Error whilst parsing config file'
+# Option, variable of the environment, meaning.
+_PROCESSES = (
+    ('coordinator_address', 'JAX_COORDINATOR_ADDRESS',
+     "host:port of the first of several processes, or 'auto' on a TPU pod or under Slurm"),
+    ('process_count', 'JAX_PROCESS_COUNT', 'Number of processes'),
+    ('process_index', 'JAX_PROCESS_INDEX', 'Index of this process, from 0'),
+)
 
 
-def run(main: Callable[[list[str]], int | None]) -> NoReturn:
+def run(main: Callable[[list[str]], int | None],
+        as_member: Callable[..., int | None] | None = None) -> NoReturn:
   """Parses the flags of `sys.argv`, calls `main(argv)` and ends the process.
 
   A `UserError` raised by `main`, by a config file or by flag parsing is printed to stderr as one
@@ -32,11 +40,39 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
 
   Args:
     main: function of the remaining arguments (the program name only); returns None or an exit code.
+    as_member: `sharding.processes.as_member`, for a command that several processes may run
+      together; it gets options that say which of them this one is.
 
   Raises:
     SystemExit: always; the code is what `main` returned, 2 after a user mistake, 130 after Ctrl-C.
   """
-  app.run(lambda argv: _guarded(main, argv), flags_parser=_parse_or_exit)
+  if as_member is None:
+    app.run(lambda argv: _guarded(main, argv), flags_parser=_parse_or_exit)
+  for name, variable, about in _PROCESSES:
+    flags.DEFINE_string(name, None, f'{about}; the default is {variable} in the environment.')
+  flags.DEFINE_integer('process_timeout', 300, 'Seconds to wait until all processes have started.',
+                       lower_bound=1)
+  app.run(lambda argv: _guarded(lambda rest: _alone_or_member(main, as_member, rest), argv),
+          flags_parser=_parse_or_exit)
+
+
+def _alone_or_member(main, as_member, argv: list[str]) -> int | None:
+  """Calls `main(argv)` alone, or as one of several processes where an address is given."""
+  found = {}
+  for name, variable, _ in _PROCESSES:
+    found[name] = flags.FLAGS[name].value or os.environ.get(variable)
+  address, *numbers = found.values()
+  if address is None and any(numbers):
+    raise UserError('There is a number of processes or an index without --coordinator_address; '
+                    'give host:port of the first process, or leave both out.')
+  if address is None:
+    return main(argv)
+  for name, text in list(found.items())[1:]:
+    if text is not None and not text.isdecimal():
+      raise UserError(f"--{name} is '{text}', which is no number from 0; correct it.")
+  numbers = [None if text is None else int(text) for text in numbers]
+  return as_member(lambda: _guarded(main, argv), address, *numbers,
+                   flags.FLAGS['process_timeout'].value)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
