@@ -13,7 +13,8 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +81,32 @@ def _check(address: str, process_count: int | None, index: int | None) -> None:
   if index is None or not 0 <= index < process_count:
     raise UserError(f'--process_index is {index}, which is outside 0..{process_count - 1}; give '
                     'every process a number of its own.')
+
+
+def as_member(call: Callable[[], int | None], address: str, process_count: int | None,
+              index: int | None, timeout: int) -> int | None:
+  """Runs a command as one of several processes; arguments behind the first are those of `start`.
+
+  Only the first process prints to stdout. One that fails ends at once, so that the others notice;
+  one that notices ends with one sentence and `LOST_CODE`.
+
+  Returns:
+    What the command returned: None, or 0.
+
+  Raises:
+    UserError: see `start`.
+  """
+  start(address, process_count, index, timeout)
+  try:
+    with contextlib.redirect_stdout(sys.stdout if is_first() else open(os.devnull, 'w')):
+      code = call()
+  except Exception as error:  # pylint: disable=broad-except
+    sentence = loss_of(error)
+    print(sentence or traceback.format_exc(), file=sys.stderr)
+    leave(LOST_CODE if sentence else 1)
+  if code:
+    leave(code)
+  return code
 
 
 def _give_up(sentence: str) -> None:
