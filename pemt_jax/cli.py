@@ -20,6 +20,7 @@ from pemt_jax.errors import UserError
 USER_ERROR_CODE = 2
 INTERRUPTED_CODE = 130
 _LISTED_KEYS = 12
+_LONGEST, _END = 2000, 400  # characters of a sentence, and of its end
 _CONFIG_FAILED = 'Error whilst parsing config file'
 # Option, variable of the environment, meaning.
 _PROCESSES = (
@@ -35,7 +36,8 @@ def run(main: Callable[[list[str]], int | None],
   """Parses the flags of `sys.argv`, calls `main(argv)` and ends the process.
 
   A `UserError` raised by `main`, by a config file or by flag parsing is printed to stderr as one
-  line and ends with exit code 2. Any other exception keeps its traceback, since it is a defect.
+  line and ends with exit code 2; `--verbosity=0` shows its causes too. Any other exception keeps
+  its traceback, since it is a defect.
   Libraries log warnings and errors only, unless `--verbosity` says otherwise.
 
   Args:
@@ -153,6 +155,7 @@ def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int | 
   try:
     return main(argv)
   except UserError as error:
+    logging.info('What led to the error:', exc_info=error)
     _print(error)
     return USER_ERROR_CODE
   except KeyboardInterrupt:
@@ -161,7 +164,20 @@ def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int | 
 
 
 def _print(error: UserError) -> None:
-  print(' '.join(str(error).split()), file=sys.stderr)
+  print(one_line(str(error)), file=sys.stderr)
+
+
+def one_line(text: str) -> str:
+  """A text as one line for a terminal.
+
+  Names and values out of files may hold anything: what is not printable is written as an escape,
+  and the middle of a very long text is left out.
+  """
+  text = ' '.join(text.split())
+  if len(text) > _LONGEST:
+    text = f'{text[:_LONGEST - _END]} ... {text[-_END:]}'
+  return ''.join(mark if mark.isprintable() else mark.encode('unicode_escape').decode()
+                 for mark in text)
 
 
 def _from_cause(error: BaseException | None) -> UserError | None:

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from pemt_jax import guards
 from pemt_jax.data import gym, gym_files, gym_splits, sources, splits
 from pemt_jax.data.data_config import DataConfig, require_split
 from pemt_jax.data.tasks import PLAYGROUND_PREFIX, get_task
 from pemt_jax.data.tasks_base import SPLITS, Task
 from pemt_jax.data.templates import (
-    Example, Row, RowError, label_index, structured_field, text_field)
+    Example, Row, label_index, structured_field, text_field)
 from pemt_jax.errors import UserError
 
 __all__ = ['DataConfig', 'TaskData', 'load_all_splits', 'load_task']
@@ -177,7 +178,8 @@ class _Loader:
     if key not in self._tables:
       table = self._read(*key)
       if self.task.prepare is not None and self.config.source != 'crossfit':
-        table = dataclasses.replace(table, rows=self.task.prepare(table.rows))
+        with guards.reading(table.origin):
+          table = dataclasses.replace(table, rows=self.task.prepare(table.rows))
       self._tables[key] = table
     return self._tables[key]
 
@@ -227,9 +229,10 @@ class _Loader:
     if plan.part == 'rest' and config.few_shot_exclude_validation:
       head = dataclasses.replace(plan, part='head')
       barred = splits.split_indices(head, count, config.data_seed)
-    drawn = splits.few_shot_indices(
-        self._labels(table), count, shots, self._few_shot_seed(), barred,
-        config.few_shot_give_up_after)
+    with guards.reading(table.origin):
+      drawn = splits.few_shot_indices(
+          self._labels(table), count, shots, self._few_shot_seed(), barred,
+          config.few_shot_give_up_after)
     return np.asarray(drawn, np.int64)
 
   def _labels(self, table: sources.RowTable) -> list[Any] | None:
@@ -246,12 +249,8 @@ class _Loader:
 
   def _examples(self, table: sources.RowTable, index: int) -> list[Example]:
     row = table.rows[index]
-    try:
-      if _is_text_pair(row):
-        return [_text_pair(self.task, row)]
-      return self.template(row)
-    except RowError as error:
-      raise UserError(f"{table.place(index)}: {error}.") from error
+    with table.reading(index):
+      return [_text_pair(self.task, row)] if _is_text_pair(row) else self.template(row)
 
   def _notes(self, split: str, plan: splits.SplitPlan, shots: int | None) -> list[str]:
     notes = []

@@ -6,11 +6,11 @@ A task has five draws; each has files `<task>_<k>_<seed>_{train,dev,test}.tsv` (
 from __future__ import annotations
 
 import hashlib
-import json
 import pathlib
 import re
 from collections.abc import Sequence
 
+from pemt_jax import guards
 from pemt_jax.data import gym, gym_files, gym_splits, gym_table
 from pemt_jax.data.datasets import DataConfig, load_task
 from pemt_jax.data.tasks import get_task
@@ -80,10 +80,10 @@ def read_sums(path: str | pathlib.Path) -> dict[str, str]:
   if not place.is_file():
     raise UserError(f"there is no list of sums '{path}'; give a file with an MD5 sum and a path in"
                     ' each line.')
-  text = place.read_text(encoding='utf-8')
+  text = guards.read_text(place)
   lines = text.splitlines()
   if text.lstrip().startswith('{'):
-    lines = [f'{name} {value}' for name, value in json.loads(text).items()]
+    lines = [f'{name} {value}' for name, value in guards.read_json(place).items()]
   found = {}
   for line in lines:
     own = _SUM.search(line)

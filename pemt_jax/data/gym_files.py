@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from pemt_jax import guards
 from pemt_jax.data import sources
 from pemt_jax.errors import UserError
 
@@ -118,6 +119,10 @@ def _read_draw(folder: pathlib.Path, title: str, split: str, prefix: str) -> sou
   table = sources.read_file(stored)
   chosen = [i for i, row in enumerate(table.rows) if split == 'test' or (
       row.get('split') == _PARTS[split] and _prefix(title, row) == prefix)]
+  for i in chosen:
+    wrong = [name for name in ('input', 'output') if not isinstance(table.rows[i].get(name), str)]
+    if wrong:
+      raise UserError(f"{table.place(i)}: field '{wrong[0]}' is no text; fix the row or remove it.")
   rows = [{'input': table.rows[i]['input'], 'answers': [table.rows[i]['output']],
            'options': table.rows[i].get('options')} for i in chosen]
   numbers = chosen if table.numbers is None else [table.numbers[i] for i in chosen]
@@ -126,7 +131,7 @@ def _read_draw(folder: pathlib.Path, title: str, split: str, prefix: str) -> sou
 
 def _read_lines(path: pathlib.Path) -> sources.RowTable:
   rows, numbers = [], []
-  with path.open(encoding='utf-8', newline='\n') as file:
+  with guards.reading(path), guards.open_text(path, newline='\n') as file:
     for number, line in enumerate(file, start=1):
       if not line.strip():
         continue

@@ -6,24 +6,27 @@ named by file and line.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
-import gzip
 import json
 import pathlib
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
+from pemt_jax import guards
 from pemt_jax.data.tasks_base import Task
-from pemt_jax.data.templates import Row
+from pemt_jax.data.templates import Row, RowError
 from pemt_jax.errors import UserError
 
 SUFFIXES = ('.jsonl', '.jsonl.gz', '.json', '.tsv', '.tsv.gz', '.csv', '.csv.gz', '.parquet')
 
+_PARQUET_ROWS = 1024  # unpacked at once
+_SURROGATE = re.compile(r'\\u[dD][89a-fA-F]')
 # Builders of these families register only once their module is imported.
 _TFDS_MODULES = {
     'glue': 'text.glue', 'super_glue': 'text.super_glue', 'mrqa': 'text.mrqa', 'drop': 'text.drop',
@@ -52,6 +55,23 @@ class RowTable:
     number = index + 1 if self.numbers is None else self.numbers[index]
     return f'{self.unit} {number} of {self.origin}'
 
+  @contextlib.contextmanager
+  def reading(self, index: int) -> Iterator[None]:
+    """Around a template that takes row `index` apart.
+
+    Raises:
+      UserError: the row does not fit; it names the place.
+    """
+    try:
+      yield
+    except UserError:
+      raise
+    except RowError as error:
+      raise UserError(f'{self.place(index)}: {error}.') from error
+    except guards.WRONG as error:
+      raise UserError(f'{self.place(index)}: the row does not have the form of the task '
+                      f'({guards.reason_of(error)}); fix the row or remove it.') from error
+
 
 def read_file(path: str | pathlib.Path) -> RowTable:
   """Reads a .jsonl, .json, .tsv, .csv (each also .gz) or .parquet file.
@@ -78,15 +98,9 @@ def read_file(path: str | pathlib.Path) -> RowTable:
                     'it.') from error
 
 
-def _open(path: pathlib.Path) -> TextIO:
-  if path.suffix == '.gz':
-    return gzip.open(path, 'rt', encoding='utf-8', newline='')
-  return path.open(encoding='utf-8', newline='')
-
-
 def _read_json_lines(path: pathlib.Path) -> RowTable:
   rows, numbers = [], []
-  with _open(path) as file:
+  with guards.open_text(path) as file:
     for number, line in enumerate(file, start=1):
       if line.strip():
         rows.append(_decode(line, path, number))
@@ -94,36 +108,50 @@ def _read_json_lines(path: pathlib.Path) -> RowTable:
   return RowTable(rows, str(path), 'line', numbers)
 
 
-def _reason(error: json.JSONDecodeError) -> str:
-  return error.msg.removesuffix(' at')
+def _reason(error: ValueError) -> str:
+  if isinstance(error, json.JSONDecodeError):
+    return f"{error.msg.removesuffix(' at')} at column {error.colno}"
+  return str(error)
 
 
 def _decode(line: str, path: pathlib.Path, number: int) -> Row:
   try:
-    row = json.loads(line)
-  except json.JSONDecodeError as error:
-    raise UserError(f'line {number} of {path} is not JSON ({_reason(error)} at column '
-                    f'{error.colno}); fix the line or remove it.') from error
-  if not isinstance(row, dict):
-    raise UserError(f'line {number} of {path} holds a {type(row).__name__} where an object with '
-                    'named fields is expected; fix the line or remove it.')
+    row = guards.parse_json(line)
+  except ValueError as error:
+    raise UserError(f'line {number} of {path} is not JSON ({_reason(error)}); fix the line or '
+                    'remove it.') from error
+  _check_row(row, line, f'line {number} of {path}', 'line')
   return row
 
 
+def _check_row(row: Any, text: str, place: str, unit: str) -> None:
+  """Refuses what is no object, and half characters, which JSON can spell but no file can hold."""
+  if not isinstance(row, dict):
+    raise UserError(f'{place} holds a {type(row).__name__} where an object with named fields is '
+                    f'expected; fix the {unit} or remove it.')
+  if _SURROGATE.search(text):
+    try:
+      json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+      raise UserError(f'{place} holds {error.object[error.start]!r}, half of a character; fix the '
+                      f'{unit} or remove it.') from error
+
+
 def _read_json(path: pathlib.Path) -> RowTable:
-  with _open(path) as file:
+  with guards.open_text(path) as file:
     text = file.read()
   if not text.lstrip().startswith('['):
     return _read_json_lines(path)
   try:
-    rows = json.loads(text)
+    rows = guards.parse_json(text)
   except json.JSONDecodeError as error:
-    raise UserError(f'line {error.lineno} of {path} is not JSON ({_reason(error)} at column '
-                    f'{error.colno}); fix the line.') from error
+    raise UserError(f'line {error.lineno} of {path} is not JSON ({_reason(error)}); fix the line.'
+                    ) from error
+  except ValueError as error:
+    raise UserError(f'{path} is not JSON ({_reason(error)}); fix the file.') from error
+  spelled = text if _SURROGATE.search(text) else ''
   for number, row in enumerate(rows, start=1):
-    if not isinstance(row, dict):
-      raise UserError(f'row {number} of {path} holds a {type(row).__name__} where an object with '
-                      'named fields is expected; fix the row or remove it.')
+    _check_row(row, spelled, f'row {number} of {path}', 'row')
   return RowTable(rows, str(path))
 
 
@@ -132,11 +160,12 @@ def _read_separated(path: pathlib.Path) -> RowTable:
   quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
   csv.field_size_limit(2**27)
   rows, numbers = [], []
-  with _open(path) as file:
+  with guards.open_text(path) as file:
     reader = csv.reader(file, delimiter='\t' if tabs else ',', quoting=quoting)
     for number, values in _numbered_lines(reader):
       if not rows and not numbers:
         header, numbers = values, [number]
+        _check_header(header, path)
       elif len(values) != len(header):
         raise UserError(f'line {number} of {path} has {len(values)} columns where the header names '
                         f'{len(header)}; fix the line or remove it.')
@@ -144,6 +173,13 @@ def _read_separated(path: pathlib.Path) -> RowTable:
         rows.append(dict(zip(header, values, strict=True)))
         numbers.append(number)
   return RowTable(rows, str(path), 'line', numbers[1:])
+
+
+def _check_header(header: Sequence[str], path: pathlib.Path) -> None:
+  twice = [name for name in header if header.count(name) > 1]
+  if twice:
+    raise UserError(f"the header of {path} names the column '{twice[0]}' twice; give each column a "
+                    'name of its own.')
 
 
 def _numbered_lines(reader: Any) -> Iterator[tuple[int, list[str]]]:
@@ -158,11 +194,29 @@ def _numbered_lines(reader: Any) -> Iterator[tuple[int, list[str]]]:
 def _read_parquet(path: pathlib.Path) -> RowTable:
   import pyarrow
   import pyarrow.parquet
+  rows = []
   try:
-    return RowTable(pyarrow.parquet.read_table(path).to_pylist(), str(path))
-  except pyarrow.ArrowInvalid as error:
-    raise UserError(f"file '{path}' cannot be read ({error}); make it again or remove "
-                    'it.') from error
+    with pyarrow.parquet.ParquetFile(path) as file:
+      _check_header(file.schema_arrow.names, path)
+      for batch in _bounded(file.iter_batches(_PARQUET_ROWS, use_threads=False), path):
+        rows += batch.to_pylist()
+  except UserError:
+    raise
+  except (pyarrow.ArrowException, *guards.WRONG) as error:
+    raise UserError(f"file '{path}' cannot be read ({guards.reason_of(error)}); make it again or "
+                    'remove it.') from error
+  return RowTable(rows, str(path))
+
+
+def _bounded(batches: Iterator[Any], path: pathlib.Path) -> Iterator[Any]:
+  """Yields batches until they are more than the file can rightly unpack to."""
+  left = guards.most_unpacked(path.stat().st_size)
+  for batch in batches:
+    left -= batch.nbytes + batch.num_rows  # a column of nulls has no bytes
+    if left < 0:
+      raise UserError(f"file '{path}' unpacks to far more than its size; write it again as JSONL if "
+                      'it is right.')
+    yield batch
 
 
 def read_local(task: Task, split: str, root: str | pathlib.Path | None) -> RowTable:

@@ -8,12 +8,13 @@ the caller adds the file and line.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
+
+from pemt_jax import guards
 
 Row = Mapping[str, Any]
 
@@ -61,8 +62,8 @@ def structured_field(row: Row, name: str) -> Any:
   value = _field(row, name)
   if isinstance(value, str) and value[:1] in ('[', '{'):
     try:
-      return json.loads(value)
-    except json.JSONDecodeError:
+      return guards.parse_json(value)
+    except ValueError:
       return value
   return value
 
@@ -103,7 +104,7 @@ def label_index(row: Row, name: str, words: Sequence[str]) -> int:
 
 
 def _as_integer(value: Any) -> int | None:
-  if isinstance(value, str) and re.fullmatch(r'-?\d+', value.strip()):
+  if isinstance(value, str) and re.fullmatch(r'-?\d{1,18}', value.strip()):
     return int(value)
   if isinstance(value, (bool, int)):
     return int(value)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 import glob
-import gzip
 import hashlib
 import itertools
 from pathlib import Path
@@ -16,6 +15,7 @@ import zlib
 
 import numpy as np
 
+from pemt_jax import guards
 from pemt_jax.data.datasets import DataConfig, load_task
 from pemt_jax.data.tokenized import Ragged, cached_arrays, digest
 from pemt_jax.data.tokenizer import Tokenizer
@@ -89,12 +89,11 @@ def task_documents(names: Iterable[str], config: DataConfig) -> list[Document]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-  opener = gzip.open if path.suffix == '.gz' else open
   number = 0
   try:
-    with opener(path, 'rb') as stream:
+    with guards.open_bytes(path) as stream:
       for number, line in enumerate(stream, 1):
-        yield line.decode('utf-8')
+        yield line.decode('utf-8-sig' if number == 1 else 'utf-8')
   except UnicodeDecodeError as error:
     raise UserError(f'Line {number} of {str(path)!r} is not UTF-8 text; convert the file.'
                    ) from error

@@ -15,11 +15,13 @@ from pathlib import Path
 import re
 from typing import Any
 
+from pemt_jax import guards
 from pemt_jax.data.tokenizer_backends import (
     EOS, PAD, UNK, Backend, FastBackend, SentencePieceBackend, sentinel_name)
 from pemt_jax.errors import UserError
 
 MASKS = ('<mask>', '[MASK]')
+_MOST_SENTINELS = 10_000
 _HUB_PREFIXES = (
     (re.compile(r't5-v1_1-'), 'google/'),
     (re.compile(r't5-.*-lm-adapt$'), 'google/'),
@@ -186,7 +188,10 @@ def load_tokenizer(name_or_folder: str | Path) -> Tokenizer:
   if (folder / 'tokenizer.json').is_file():
     return Tokenizer(_read_fast(folder / 'tokenizer.json'), pad, eos, name)
   if (folder / 'spiece.model').is_file():
-    sentinels = int(config.get('extra_ids', 100))
+    sentinels = config.get('extra_ids', 100)
+    if type(sentinels) is not int or not 0 <= sentinels <= _MOST_SENTINELS:
+      raise UserError(f'extra_ids of tokenizer {name!r} is {sentinels!r}; give a number from 0 to '
+                      f'{_MOST_SENTINELS} in tokenizer_config.json.')
     return Tokenizer(_read_spiece(folder / 'spiece.model', sentinels), pad, eos, name)
   if not config and not (folder / 'vocab.json').is_file():
     raise UserError(
@@ -199,7 +204,9 @@ def _read_fast(path: Path) -> FastBackend:
   import tokenizers
   try:
     return FastBackend(tokenizers.Tokenizer.from_file(str(path)))
-  except Exception as error:  # The library raises bare Exception for a bad file.
+  except (KeyboardInterrupt, SystemExit):
+    raise
+  except BaseException as error:  # Bare Exception for a bad file; a panic is no Exception at all.
     raise UserError(f'Cannot read tokenizer file {str(path)!r} ({_short(error)}); fetch it again.'
                    ) from error
 
@@ -212,7 +219,7 @@ def _read_spiece(path: Path, sentinels: int) -> SentencePieceBackend:
                    ) from error
 
 
-def _short(error: Exception) -> str:
+def _short(error: BaseException) -> str:
   return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip('.')[:120]
 
 
@@ -222,11 +229,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / name
     if not path.is_file():
       continue
-    try:
-      merged.update(json.loads(path.read_text(encoding='utf-8')))
-    except (ValueError, TypeError) as error:
-      raise UserError(f'{str(path)!r} is not a JSON object ({_short(error)}); repair or remove it.'
-                     ) from error
+    values = guards.read_json(path, 'repair or remove it')
+    if not isinstance(values, dict):
+      raise UserError(f'{str(path)!r} is not a JSON object; repair or remove it.')
+    merged.update(values)
   return merged
 
 
@@ -235,7 +241,10 @@ def _special_names(config: dict[str, Any]) -> tuple[str, str]:
   """
   def content(key: str, default: str) -> str:
     value = config.get(key) or default
-    return value['content'] if isinstance(value, dict) else value
+    value = value.get('content') if isinstance(value, dict) else value
+    if not isinstance(value, str):
+      raise UserError(f'{key} of a tokenizer is {value!r}; give a text in tokenizer_config.json.')
+    return value
   eos = content('eos_token', content('sep_token', EOS))
   return content('pad_token', eos if 'eos_token' in config else PAD), eos
 
@@ -252,7 +261,7 @@ def _hub_id(name: str) -> str:
 def _from_transformers(source: str, name: str) -> Tokenizer:
   try:
     import transformers
-    loaded = transformers.AutoTokenizer.from_pretrained(source)
+    loaded = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     backend = FastBackend(loaded.backend_tokenizer)
   except Exception as error:  # Hub, network and file errors of many types mean the same here.
     raise UserError(

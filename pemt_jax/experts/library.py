@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 import pemt_jax
+from pemt_jax import guards
 from pemt_jax.errors import UserError
 from pemt_jax.experts import tree_files
 
@@ -25,6 +26,8 @@ PACKED = 'packed.safetensors'
 FOLDER = 'experts'
 _FORMAT = 1
 _CHUNK_BYTES = 1 << 26
+_KINDS = {'name': str, 'method': str, 'plan': list, 'backbone_id': str, 'backbone_hash': str,
+          'task': str, 'metrics': dict, 'extra': dict, 'shapes': dict, 'versions': dict}
 _PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint')
 
 
@@ -102,7 +105,7 @@ def load_card(folder: str | os.PathLike) -> ExpertCard:
   """Reads the card of an expert.
 
   Raises:
-    UserError: no card, not JSON, missing or unknown fields, another format.
+    UserError: no card, not JSON, missing, unknown or mistyped fields, another format.
   """
   path = pathlib.Path(folder) / CARD
   if not path.is_file():
@@ -119,6 +122,11 @@ def load_card(folder: str | os.PathLike) -> ExpertCard:
   if fields['format'] != _FORMAT:
     raise UserError(f"{path} has format {fields['format']}, this version reads format {_FORMAT}; "
                     'install the version of pemt_jax that wrote it.')
+  for name, kind in _KINDS.items():
+    if not isinstance(fields[name], kind):
+      raise UserError(f"{path} has a {type(fields[name]).__name__} as '{name}'; it must be a"
+                      f' {kind.__name__}, restore it.')
+  tree_files.check_form(fields['shapes'], path)
   return ExpertCard(**fields)
 
 
@@ -150,6 +158,19 @@ def load_expert(folder: str | os.PathLike, expected: Any = None) -> tuple[Any, A
   tree_files.check_description(written, card.shapes, place)
   tree = tree_files.read_tree(place, expected)
   return tree.get('tuned', {}), tree.get('constants', {}), card
+
+
+def source_folders(folder: str | os.PathLike, card: ExpertCard) -> list[tuple[str, pathlib.Path]]:
+  """Tasks and places of the source experts that a card names, relative to its folder.
+
+  Raises:
+    UserError: a place outside of the run that the expert belongs to, two folders up.
+  """
+  folder = pathlib.Path(folder).resolve()
+  with guards.reading(folder / CARD):
+    return [(source['task'], guards.inside(folder, source['folder'], folder / CARD,
+                                           folder.parent.parent))
+            for source in card.extra.get('sources', ())]
 
 
 def check_backbone(card: ExpertCard, backbone_id: str, found_hash: str) -> None:

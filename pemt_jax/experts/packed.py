@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pemt_jax.deltas.generated_prefix import RowPrefix
+from pemt_jax import guards
 from pemt_jax.errors import UserError, one_of
 from pemt_jax.experts import library, tree_files
 from pemt_jax.experts.masked import densities_of, score_axes
@@ -138,16 +139,29 @@ def write_packed(path: str | os.PathLike, tuned: Tree, plan: AnyPlan,
 
 
 def _open(path: pathlib.Path) -> tuple[Any, Mapping[str, list[int]]]:
-  import safetensors  # pylint: disable=g-import-not-at-top
-  try:
-    file = safetensors.safe_open(str(path), framework='np')
-  except (safetensors.SafetensorError, OSError) as error:
-    raise UserError(f"'{path}' is not a readable packed file ({error}); copy it again.") from error
+  file = guards.open_safetensors(path)
   metadata = file.metadata() or {}
   if metadata.get('format') != _FORMAT or _MASKS not in metadata:
     raise UserError(f"'{path}' is not a packed file of format {_FORMAT}; give one that this version"
                     ' wrote.')
-  return file, json.loads(metadata[_MASKS])
+  with guards.reading(path, 'copy it again'):
+    shapes = guards.parse_json(metadata[_MASKS])
+    for name, shape in shapes.items():
+      _check_mask(file.get_slice(name), name, shape)
+  return file, shapes
+
+
+def _check_mask(bits: Any, name: str, shape: list[int]) -> None:
+  """Checks that bits [..., bytes] are those of a mask of this shape.
+
+  Raises:
+    ValueError: they are not.
+  """
+  own = bits.get_shape()
+  leading, right = len(own) - 1, all(type(size) is int and size >= 0 for size in shape)
+  if not right or leading < 0 or bits.get_dtype() != 'U8' or own[:-1] != shape[:leading] or (
+      own[-1] != -(-math.prod(shape[leading:]) // 8)):
+    raise ValueError(f"'{name}' is {bits.get_dtype()} {own}, which is no mask of shape {shape}")
 
 
 def _unpack(bits: np.ndarray, shape: Iterable[int]) -> np.ndarray:
@@ -171,7 +185,8 @@ def read_packed(path: str | os.PathLike) -> Tree:
     value = file.get_tensor(name)
     leaves[name] = (_unpack(value, shapes[name]) if name in shapes
                     else np.asarray(value, np.float32))
-  return unflatten(leaves)
+  with guards.reading(path):
+    return unflatten(leaves)
 
 
 def read_task(path: str | os.PathLike, task: int) -> dict[str, np.ndarray]:
@@ -190,7 +205,7 @@ def read_task(path: str | os.PathLike, task: int) -> dict[str, np.ndarray]:
   file, shapes = _open(pathlib.Path(path))
   found = {}
   for name, shape in shapes.items():
-    if name.split('/')[-2] == 'task':
+    if name.split('/')[-2:-1] == ['task'] and shape:
       if task not in range(shape[0]):
         raise UserError(f"'{path}' has masks of {shape[0]} tasks, not of task {task}; give a number"
                         f' from 0 to {shape[0] - 1}.')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -15,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pemt_jax import guards
 from pemt_jax.errors import UserError
 from pemt_jax.sharding import processes
 from pemt_jax.trees import unflatten
@@ -41,6 +43,40 @@ def describe(tree: Any) -> Description:
   """Returns {name: {'shape': [...], 'dtype': name}} of a tree of arrays or shapes."""
   return {name: {'shape': list(np.shape(leaf)), 'dtype': str(np.dtype(leaf.dtype))}
           for name, leaf in sorted(named_leaves(tree).items())}
+
+
+def check_form(description: Any, place: str | os.PathLike) -> None:
+  """Checks that what a file holds is a `Description`.
+
+  Raises:
+    UserError: it is none.
+  """
+  with guards.reading(place):
+    for name, entry in description.items():
+      kind, shape = np.dtype(entry['dtype']), entry['shape']
+      if set(entry) != {'shape', 'dtype'} or kind.hasobject or not all(name.split('/')):
+        raise ValueError(f'{name!r} is {entry}')
+      if not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f'{name!r} has the shape {shape}')
+    unflatten(dict.fromkeys(description))
+
+
+def _check_size(description: Description, folder: pathlib.Path) -> None:
+  """Refuses a manifest that promises absurdly more than the files below its folder hold."""
+  held = sum(path.stat().st_size for path in folder.rglob('*') if path.is_file())
+  promised = sum(math.prod(entry['shape']) * np.dtype(entry['dtype']).itemsize
+                 for entry in description.values())
+  if promised > guards.most_unpacked(held):
+    raise UserError(f'{folder / MANIFEST} promises arrays of {promised} bytes, but {folder} holds'
+                    f' {held}; copy it again.')
+
+
+def _check_stored(checkpointer: Any, place: pathlib.Path, expected: Any) -> None:
+  """Orbax allocates what its own files say, which must be what the manifest says."""
+  stored = named_leaves(checkpointer.metadata(place).item_metadata.tree)
+  shapes = {name: tuple(entry.shape) for name, entry in stored.items()}
+  if shapes != {name: leaf.shape for name, leaf in named_leaves(expected).items()}:
+    raise ValueError('other shapes than in the manifest')
 
 
 def check_description(found: Description, expected: Description, place: str | os.PathLike) -> None:
@@ -101,15 +137,12 @@ def read_json(path: str | os.PathLike) -> Any:
   """Reads a JSON file.
 
   Raises:
-    UserError: the file is absent or is not JSON.
+    UserError: the file is absent, too large or not JSON.
   """
   path = pathlib.Path(path)
   if not path.is_file():
     raise UserError(f'{path} does not exist; give the folder that holds {path.name}.')
-  try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise UserError(f'{path} is not readable JSON ({error}); restore or remove it.') from error
+  return guards.read_json(path, 'restore or remove it')
 
 
 @contextlib.contextmanager
@@ -147,10 +180,10 @@ def damaged_file(folder: pathlib.Path) -> str | None:
   if not has_checksums(folder):
     return None
   try:
-    expected = json.loads((folder / CHECKSUMS).read_bytes())
+    expected = guards.read_json(folder / CHECKSUMS)
     return next((name for name, value in expected.items()
                  if not (folder / name).is_file() or _checksum(folder / name) != value), None)
-  except (ValueError, AttributeError):
+  except (OSError, ValueError, AttributeError):
     return CHECKSUMS
 
 

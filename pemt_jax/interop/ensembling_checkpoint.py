@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import pickle
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from pemt_jax import guards
 from pemt_jax.errors import UserError
 from pemt_jax.interop import ensembling_original, files, names
 from pemt_jax.interop.ensembling_original import EnsemblingLayout
@@ -122,17 +122,19 @@ def read(path: str | pathlib.Path) -> Checkpoint:
   torch = files.import_torch()
   serialization = torch.serialization
   try:
+    guards.check_torch(path)
     unknown = serialization.get_unsafe_globals_in_checkpoint(str(path))
     with serialization.safe_globals([(_Inert, name) for name in unknown]):
       loaded = torch.load(path, map_location='cpu', weights_only=True)
-  except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-    reason = str(error).split('\n', 1)[0].strip().rstrip('.')
-    raise UserError(f"'{path}' is no checkpoint of the ensembling program ({reason}); nothing in it"
-                    ' was executed; give another file.') from error
-  if not isinstance(loaded, Mapping) or not isinstance(loaded.get('args'), Mapping):
-    raise UserError(f"'{path}' is no checkpoint of the ensembling program, since it has no dict"
-                    " 'args' of flags; give another file.")
-  return _checkpoint(loaded, path, torch)
+  except guards.WRONG as error:
+    raise UserError(f"'{path}' is no checkpoint of the ensembling program"
+                    f' ({guards.reason_of(error)}); nothing in it was executed; give another file.'
+                    ) from error
+  with guards.reading(path, 'give another file'):
+    if not isinstance(loaded, Mapping) or not isinstance(loaded.get('args'), Mapping):
+      raise UserError(f"'{path}' is no checkpoint of the ensembling program, since it has no dict"
+                      " 'args' of flags; give another file.")
+    return _checkpoint(loaded, path, torch)
 
 
 def _check_method(flags: Mapping[str, Any], place: Any) -> None:
@@ -152,6 +154,7 @@ def _checkpoint(loaded, path, torch):
       isinstance(value, torch.Tensor) for value in delta.values()):
     raise UserError(f"'{path}' has no tensors under '{key}', where tune_method"
                     f" '{flags['tune_method']}' keeps them; give another file.")
+  guards.check_tensors(delta, path.stat().st_size, torch)
   state = loaded.get('current_state') or {}
   tensors = {name: files.to_numpy(value, torch) for name, value in delta.items()}
   return Checkpoint(tensors, flags, int(state.get('epoch', 0)), int(state.get('num_updates', 0)))

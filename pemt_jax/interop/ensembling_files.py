@@ -13,13 +13,13 @@ Every writer replaces the whole file; the original appends, so that a repeated r
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
+from pemt_jax import guards
 from pemt_jax.errors import UserError
 from pemt_jax.interop.files import write_text
 
@@ -74,10 +74,7 @@ def _lines(path: str | pathlib.Path) -> list[str]:
   path = pathlib.Path(path)
   if not path.is_file():
     raise UserError(f"there is no file '{path}'; correct the path.")
-  try:
-    lines = path.read_text(encoding='utf-8').splitlines()
-  except UnicodeDecodeError as error:
-    raise UserError(f"'{path}' is not a text file in UTF-8; give another file.") from error
+  lines = guards.read_text(path).splitlines()
   if not lines:
     raise UserError(f"'{path}' is empty; make it again.")
   return lines
@@ -243,14 +240,20 @@ def read_weights(path: str | pathlib.Path, sources: Sequence[str]) -> Matrix:
 
 def _number_list(text: str, place: str) -> list[float]:
   try:
-    values = json.loads(text)
+    values = guards.parse_json(text)
   except ValueError:
     values = None
-  if not isinstance(values, list) or not all(
-      type(value) in (int, float) and math.isfinite(value) for value in values):
+  if not isinstance(values, list) or not all(map(_is_finite, values)):
     raise UserError(f"{place} is '{text[:60]}', which is no list of finite numbers; make the file"
                     ' again.')
   return values
+
+
+def _is_finite(value: object) -> bool:
+  try:
+    return type(value) in (int, float) and math.isfinite(value)
+  except OverflowError:  # a whole number beyond all floats
+    return False
 
 
 def write_weights(path: str | pathlib.Path, matrix: Matrix) -> None:

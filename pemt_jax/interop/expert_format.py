@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pemt_jax import guards
 from pemt_jax import trees
 from pemt_jax.errors import UserError
 from pemt_jax.experts import library
@@ -57,8 +58,7 @@ def read(
   folder = pathlib.Path(folder)
   tuned, constants, card = library.load_expert(folder)
   params, names = _scaled(tuned, card), None
-  found = sources or {entry['task']: str(folder / entry['folder'])
-                      for entry in card.extra.get('sources', ())}
+  found = sources or dict(library.source_folders(folder, card))
   if found:
     bank, masks, names = _bank(found)
     params, constants = trees.merge(bank, params), trees.merge(masks, constants)
@@ -245,4 +245,5 @@ def _write_sources(
   for task, state in states.items():
     one = pemt_original.layout_from_state(state, sources=[task])
     tree = pemt_original.state_to_tree(state, one, parts=_EXPERT_PARTS)
-    write(folder / task, tree['params'], tree['constants'], one, backbone)
+    write(guards.inside(folder, task, 'the layout of the input'), tree['params'],
+          tree['constants'], one, backbone)

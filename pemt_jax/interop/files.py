@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from pemt_jax import guards
 from pemt_jax.errors import UserError
 from pemt_jax.experts.tree_files import replacing
 
@@ -71,13 +69,7 @@ class _SafetensorsFile(Mapping[str, np.ndarray]):
   """Entries of one safetensors file, memory-mapped."""
 
   def __init__(self, path: pathlib.Path):
-    import safetensors
-
-    try:
-      self._file = safetensors.safe_open(str(path), framework='np')
-    except safetensors.SafetensorError as error:
-      raise UserError(f"'{path}' is not a readable safetensors file ({error}); "
-                      'copy or download it again.') from error
+    self._file = guards.open_safetensors(path)
     self._names = dict.fromkeys(self._file.keys())
 
   def __getitem__(self, name: str) -> np.ndarray:
@@ -134,22 +126,23 @@ def _open(file: pathlib.Path) -> Mapping[str, np.ndarray]:
 
 
 def _read_shards(source: pathlib.Path, index: pathlib.Path) -> TensorFiles:
-  try:
-    places = json.loads(index.read_text(encoding='utf-8'))['weight_map']
-  except (ValueError, KeyError, TypeError) as error:
+  values = guards.read_json(index, 'copy or download it again')
+  places = values.get('weight_map') if isinstance(values, Mapping) else None
+  if not isinstance(places, Mapping) or not all(isinstance(own, str) for own in places.values()):
     raise UserError(f"'{index}' is no index of sharded weights (no 'weight_map'); "
-                    'copy or download it again.') from error
+                    'copy or download it again.')
+  shards = {name: guards.inside(index.parent, name, index)
+            for name in dict.fromkeys(places.values())}
   readers = {}
-  for name in sorted(set(places.values())):
-    shard = index.parent / name
+  for _, shard in sorted(shards.items()):
     if not shard.is_file():
       raise UserError(f"Shard '{shard}' named by '{index}' does not exist; "
                       'copy or download it again.')
     readers[str(shard)] = _open(shard)
   tensors = TensorFiles(source, readers)
-  for name, shard in places.items():
-    if name not in readers[str(index.parent / shard)]:
-      raise UserError(f"Shard '{index.parent / shard}' lacks '{name}', which '{index}' promises; "
+  for name, file in places.items():
+    if name not in readers[str(shards[file])]:
+      raise UserError(f"Shard '{shards[file]}' lacks '{name}', which '{index}' promises; "
                       'copy or download it again.')
   return tensors
 
@@ -172,25 +165,29 @@ def import_torch() -> Any:
 def _read_torch(file: pathlib.Path) -> dict[str, np.ndarray]:
   """Reads with torch's weights-only unpickler, which refuses everything that could execute."""
   torch = import_torch()
-  import pickle
-
   try:
+    guards.check_torch(file)
     loaded = torch.load(file, map_location='cpu', weights_only=True)
-  except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-    reason = str(error).split('\n', 1)[0].strip().rstrip('.')
-    raise UserError(f"'{file}' is not a torch file of tensors only ({reason}); nothing in it was "
-                    'executed; save the bare state_dict again, or use a safetensors file.'
-                    ) from error
+  except guards.WRONG as error:
+    raise UserError(f"'{file}' is not a torch file of tensors only ({guards.reason_of(error)});"
+                    ' nothing in it was executed; save the bare state_dict again, or use a'
+                    ' safetensors file.') from error
   if isinstance(loaded, torch.Tensor):
     loaded = {BARE: loaded}
-  if not isinstance(loaded, Mapping):
+  if not isinstance(loaded, dict):
     raise UserError(f"'{file}' holds a {type(loaded).__name__} instead of a state_dict; "
                     'save a dict of tensors.')
-  for name, value in loaded.items():
+  tensors = dict(dict.items(loaded))  # a pickle can give an ordered dict methods of its own
+  for name, value in tensors.items():
     if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-      raise UserError(f"'{file}' holds a {type(value).__name__} under {name!r} where a tensor is "
-                      'needed; save a dict of tensors.')
-  return {name: to_numpy(value, torch) for name, value in loaded.items()}
+      raise UserError(f"'{file}' holds a {type(value).__name__} under {name!r:.80} where a tensor"
+                      ' is needed; save a dict of tensors.')
+  try:
+    guards.check_tensors(tensors, file.stat().st_size, torch)
+    return {name: to_numpy(value, torch) for name, value in tensors.items()}
+  except guards.WRONG as error:
+    raise UserError(f"'{file}' holds a tensor that cannot be read ({guards.reason_of(error)});"
+                    ' save plain tensors of the CPU.') from error
 
 
 def to_numpy(tensor: Any, torch: Any) -> np.ndarray:
@@ -205,10 +202,7 @@ def to_numpy(tensor: Any, torch: Any) -> np.ndarray:
 
 def read_metadata(path: str | pathlib.Path) -> dict[str, str]:
   """Returns the text entries in the header of a safetensors file."""
-  import safetensors
-
-  with safetensors.safe_open(str(path), framework='np') as file:
-    return dict(file.metadata() or {})
+  return dict(guards.open_safetensors(path).metadata() or {})
 
 
 def write_tensors(

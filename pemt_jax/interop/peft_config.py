@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import regex
+
 from pemt_jax.errors import UserError
 from pemt_jax.interop import peft_forms
 from pemt_jax.interop.peft_forms import IA3Form, LoRAForm, Module, PrefixForm, PromptForm
@@ -32,6 +34,7 @@ _KNOWN = {
 # Ways to start a LoRA that leave the backbone as it is.
 _PLAIN_STARTS = (True, False, 'gaussian', 'eva', 'orthogonal')
 _ALL_LINEAR = 'all-linear'
+_SECONDS = 1.0  # for a pattern on one name
 _TASK = 'SEQ_2_SEQ_LM'
 
 
@@ -101,7 +104,7 @@ def _ia3(values: Mapping[str, Any], config: T5Config, file: pathlib.Path) -> IA3
   chosen = _targets(values, config, file)
   inward = values.get('feedforward_modules') or ()
   if isinstance(inward, str):
-    is_input = lambda name: re.fullmatch(inward, name) is not None
+    is_input = lambda name: _fits(inward, name)
   else:  # A list of endings, not of whole names: so PEFT reads it.
     is_input = lambda name: name.endswith(tuple(inward))
   inputs = peft_forms.sites_of(module for module in chosen if is_input(module.name))
@@ -151,8 +154,18 @@ def _matches(name: str, wanted: Any) -> bool:
   if wanted == _ALL_LINEAR:
     return True
   if isinstance(wanted, str):
-    return re.fullmatch(wanted, name) is not None
+    return _fits(wanted, name)
   return any(name == one or name.endswith(f'.{one}') for one in wanted or ())
+
+
+def _fits(pattern: str, name: str) -> bool:
+  """Whether a pattern out of a file fits a whole name; some patterns would take for ever."""
+  try:
+    return regex.fullmatch(pattern, name, timeout=_SECONDS) is not None
+  except (regex.error, TimeoutError) as error:
+    raise UserError(f'The pattern {pattern!r:.200} of an adapter config is no regular expression,'
+                    f' or takes more than {_SECONDS} s for one name; name the modules in a list.'
+                    ) from error
 
 
 def values_of(form: Form, config: T5Config, backbone: str | None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from pemt_jax import guards
 from pemt_jax.errors import UserError
 from pemt_jax.interop import files, names, propetl_roberta as original
 from pemt_jax.interop.propetl_roberta import RobertaLayout
@@ -112,7 +113,7 @@ def write_checkpoint(folder: str | pathlib.Path, params: Tree, layout: RobertaLa
   Raises:
     UserError: a leaf that is missing or misshaped; torch missing.
   """
-  folder = pathlib.Path(folder) / layout.task
+  folder = guards.inside(folder, layout.task, 'the card of the expert')
   values = config_values(layout, options)
   named = {part: names.take_known(params, original.table_of(layout, (part,))) for part in _PARTS}
   delta, scores = named['delta'], named['masks']
@@ -202,10 +203,7 @@ def _weights(folder: pathlib.Path, stem: str) -> pathlib.Path:
 def _read_json(file: pathlib.Path) -> dict[str, Any]:
   if not file.is_file():
     raise UserError(f"'{file}' does not exist; give the folder of one task of a checkpoint.")
-  try:
-    return json.loads(file.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise UserError(f"'{file}' is not valid JSON ({error}); copy it again.") from error
+  return guards.read_json(file)
 
 
 def _check(values, layout, options, file):

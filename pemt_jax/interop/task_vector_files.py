@@ -10,6 +10,7 @@ import pathlib
 
 import numpy as np
 
+from pemt_jax import guards
 from pemt_jax.errors import UserError
 from pemt_jax.experts import tree_files
 from pemt_jax.experts.task_vectors import TaskVectors
@@ -20,8 +21,11 @@ NAMES, VECTORS = 'id2task.json', 'task_vecs.npy'
 
 def _names(path: pathlib.Path) -> tuple[str, ...]:
   found = tree_files.read_json(path)
+  if not isinstance(found, dict):
+    raise UserError(f"'{path}' holds no object that numbers its tasks; give one such as"
+                    ' {"0": "glue-rte", "1": "glue-sst2"}.')
   ids = [str(i) for i in range(len(found))]
-  if not isinstance(found, dict) or set(found) != set(ids):
+  if set(found) != set(ids):
     raise UserError(f"'{path}' does not number its tasks from 0 to {len(found) - 1}; give an object"
                     ' such as {"0": "glue-rte", "1": "glue-sst2"}.')
   names = tuple(found[i] for i in ids)
@@ -37,8 +41,8 @@ def _vectors(path: pathlib.Path) -> np.ndarray:
     raise UserError(f"'{path.parent}' has no {path.name}; give a folder with {NAMES} and"
                     f' {VECTORS}.')
   try:
-    found = np.load(path, allow_pickle=False)
-  except (OSError, ValueError, EOFError) as error:
+    found = guards.load_arrays(path)
+  except (OSError, ValueError) as error:
     raise UserError(f"'{path}' is no array file ({error}); write it with numpy.save.") from error
   if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind != 'f':
     raise UserError(f"'{path}' is no matrix of floating numbers; give one row for each task.")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
+from pemt_jax import guards
 from pemt_jax.errors import UserError
 
 Config = TypeVar('Config')
@@ -111,11 +111,7 @@ def read_json(path: str | pathlib.Path, family: str) -> dict[str, Any]:
   if not path.is_file():
     raise UserError(f"'{path}' does not exist; a model folder needs the config.json of a Hugging"
                     f' Face {family}.')
-  try:
-    values = json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise UserError(f"'{path}' is not valid JSON ({error}); copy the file again.") from error
-  return require_object(values, str(path))
+  return require_object(guards.read_json(path, 'copy the file again'), str(path))
 
 
 def require_object(values: Any, place: str) -> dict[str, Any]:
@@ -206,7 +202,7 @@ def model_type(name_or_folder: str | pathlib.Path) -> str | None:
   """The `model_type` of a folder's `config.json`; None without a readable one."""
   file = pathlib.Path(name_or_folder) / 'config.json'
   try:
-    values = json.loads(file.read_text(encoding='utf-8'))
-  except (OSError, ValueError):
+    values = guards.read_json(file)
+  except UserError:
     return None
   return values.get('model_type') if isinstance(values, dict) else None

@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 
+from pemt_jax import guards
 from pemt_jax.errors import UserError
 
 
@@ -16,10 +17,11 @@ def read_arrays(path: pathlib.Path, needed: tuple[str, ...]) -> dict[str, np.nda
     UserError: the file holds no plain arrays, or lacks one of `needed`.
   """
   try:
-    with np.load(path, allow_pickle=False) as archive:
-      arrays = dict(archive)
+    arrays = guards.load_arrays(path)
   except (ValueError, OSError) as error:
     raise UserError(f"File '{path}' holds no plain arrays ({error}); write it again.") from None
+  if not isinstance(arrays, dict):
+    raise UserError(f"File '{path}' holds one array without a name; write it again.")
   for name in needed:
     if name not in arrays:
       raise UserError(f"File '{path}' lacks the array '{name}'; it has {', '.join(arrays)}.")

@@ -44,13 +44,13 @@ A run that trained its replicas one by one has `metrics.jsonl` and `times.json` 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 from typing import Any
 
 import numpy as np
 
+from pemt_jax import guards
 from pemt_jax.errors import UserError
 from pemt_jax.reports.arrays import check_shape, names_of, read_arrays
 from pemt_jax.reports.route_files import ROUTE_STEPS, ROUTES, Routes, read_route_steps, read_routes
@@ -221,12 +221,9 @@ def read_json(path: pathlib.Path) -> Any:
   """Reads a JSON file.
 
   Raises:
-    UserError: the file is not JSON.
+    UserError: the file is not JSON, or too large.
   """
-  try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise UserError(f"File '{path}' is not JSON ({error}); run its stage again.") from None
+  return guards.read_json(path, 'run its stage again')
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -235,13 +232,13 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
   Raises:
     UserError: another line is no JSON object with a `step`.
   """
-  lines = path.read_text(encoding='utf-8').split('\n')
+  lines = guards.read_text(path, path.stat().st_size).split('\n')
   rows = []
   for number, line in enumerate(lines, 1):
     if not line.strip():
       continue
     try:
-      row = json.loads(line)
+      row = guards.parse_json(line, finite=False)
     except ValueError:
       if number == len(lines):
         break

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pemt_jax import __version__
+from pemt_jax import __version__, guards
 from pemt_jax.reports import compare, files, latex, sections, tables, views
 from pemt_jax.reports.views import Section
 
@@ -30,14 +30,16 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
     UserError: the folder does not exist, holds no run, or holds a file that cannot be read.
   """
   root = pathlib.Path(workdir)
-  stages = files.read_workdir(root)
-  texts, data = _tables(stages)
-  page = render(root.resolve().name, stages)
+  with guards.reading(root, 'remove the files that no stage has written'):
+    stages = files.read_workdir(root)
+    texts, data = _tables(stages)
+    page = render(root.resolve().name, stages)
+    latex_text = latex.document([table for stage in stages
+                                 for table in sections.result_tables(stage)])
   folder = root / 'report'
   folder.mkdir(exist_ok=True)
   _write(folder / 'tables.md', '\n'.join(texts))
-  found = [table for stage in stages for table in sections.result_tables(stage)]
-  _write(folder / 'tables.tex', latex.document(found))
+  _write(folder / 'tables.tex', latex_text)
   _write(folder / 'tables.json', json.dumps(data, indent=1, ensure_ascii=False) + '\n')
   _write(folder / 'index.html', page)
   return folder / 'index.html'

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pemt_jax import guards
 from pemt_jax.data.tasks import get_task
 from pemt_jax.errors import UserError
 from pemt_jax.experts import tree_files
@@ -81,8 +82,10 @@ def _experts_of_run(folder: pathlib.Path) -> list[pathlib.Path]:
   """Experts of a run in the order of its replicas; the folder itself where there is no run."""
   if not (folder / RESULT).is_file():
     return [folder]
-  names = tree_files.read_json(folder / RESULT).get('replicas', {})
-  return [expert_folder(folder, name) for name in names] or [folder]
+  with guards.reading(folder / RESULT):
+    names = tree_files.read_json(folder / RESULT).get('replicas', {})
+    return [guards.inside(expert_folder(folder, ''), name, folder / RESULT)
+            for name in names] or [folder]
 
 
 def copy_sources(folders: Sequence[pathlib.Path], place: pathlib.Path) -> None:

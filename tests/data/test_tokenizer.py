@@ -137,7 +137,7 @@ def test_bad_places_end_with_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=f'Cannot read tokenizer file .*{name}.*; fetch it again.'):
       tokenizer_lib.load_tokenizer(tmp_path)
   (tmp_path / 'tokenizer_config.json').write_text('[')
-  with pytest.raises(UserError, match='tokenizer_config.json.* is not a JSON object'):
+  with pytest.raises(UserError, match='tokenizer_config.json.* is not valid JSON'):
     tokenizer_lib.load_tokenizer(tmp_path)
 
 
@@ -151,7 +151,8 @@ def test_missing_pad_token_is_named(words, tmp_path):
 def test_hub_failure_is_one_sentence(monkeypatch):
   transformers = pytest.importorskip('transformers')
 
-  def refuse(source):
+  def refuse(source, trust_remote_code):
+    assert trust_remote_code is False
     raise OSError(f'cannot reach {source}\nmore lines')
   monkeypatch.setattr(transformers.AutoTokenizer, 'from_pretrained', refuse)
   with pytest.raises(UserError) as caught:

@@ -95,7 +95,7 @@ def test_errors_of_the_card(folder):
   expect(f'{path} has missing or unknown fields: plan; it is not a card of format 1.',
          library.load_card, folder)
   path.write_text('{')
-  with pytest.raises(UserError, match='card.json is not readable JSON'):
+  with pytest.raises(UserError, match="card.json' is not valid JSON"):
     library.load_card(folder)
 
 
@@ -109,7 +109,7 @@ def test_damaged_arrays_are_an_error(folder):
   for path in (folder / 'checkpoint' / 'arrays').rglob('*'):
     if path.is_file():
       path.write_bytes(b'')
-  with pytest.raises(UserError, match='checkpoint cannot be read .* it is damaged, remove it'):
+  with pytest.raises(UserError, match='is not what was written; the tree is damaged, remove'):
     library.load_expert(folder)
 
 

@@ -129,7 +129,7 @@ def test_mistakes_are_told(trained, tmp_path):
   with pytest.raises(UserError, match="dtype of a packed file is 'int8'; choose one of float32"):
     packed.write_packed(tmp_path / 'a.safetensors', tuned, model.plan, 'int8')
   (tmp_path / 'b.safetensors').write_text('no tensors')
-  with pytest.raises(UserError, match='is not a readable packed file'):
+  with pytest.raises(UserError, match='is not a readable safetensors file'):
     packed.read_packed(tmp_path / 'b.safetensors')
   from safetensors.numpy import save_file
   save_file({'a': np.zeros(2)}, tmp_path / 'c.safetensors')

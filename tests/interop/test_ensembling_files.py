@@ -105,7 +105,7 @@ def test_other_wrong_files_are_one_sentence(tmp_path):
   with pytest.raises(UserError, match='has 2 lines, but 1 targets with 3 sources make 3'):
     tables.read_zero_shot(tmp_path / 'zero.tsv', ['t'], ['a', 'b', 'c'])
   (tmp_path / 'bytes.tsv').write_bytes(b'\xff\xfe')
-  with pytest.raises(UserError, match='is not a text file in UTF-8'):
+  with pytest.raises(UserError, match='is no text in UTF-8'):
     tables.read_similarity(tmp_path / 'bytes.tsv')
   tables.write_tuned_scores(tmp_path, 't', ['a'], np.ones((1, 2)))
   tables.write_tuned_scores(tmp_path, 'u', ['b'], np.ones((1, 2)))

@@ -184,7 +184,7 @@ def test_damaged_sources(train_fails, workdir, stage1):
   train_fails(f"{copy / 'checkpoint'} cannot be read (JSONDecodeError); it is damaged, remove it "
               'or copy it again.', own, f'--config.sources={copy}', config=STAGE2)
   (copy / 'card.json').write_text('{')
-  train_fails(f"{copy / 'card.json'} is not readable JSON (Expecting property name enclosed in "
+  train_fails(f"'{copy / 'card.json'}' is not valid JSON (Expecting property name enclosed in "
               'double quotes: line 1 column 2 (char 1)); restore or remove it.', own,
               f'--config.sources={copy}', config=STAGE2)
 

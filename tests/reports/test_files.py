@@ -91,7 +91,7 @@ def test_bad_metrics_line_is_named(workdir, line):
 
 def test_result_that_is_not_json_is_named(workdir):
   path = _write(workdir, 'result.json', '{')
-  assert _sentence(lambda: files.read_json(path)).startswith(f"File '{path}' is not JSON (")
+  assert _sentence(lambda: files.read_json(path)).startswith(f"'{path}' is not valid JSON (")
 
 
 def test_gates_round_trip_and_wrong_shape(workdir):
