@@ -40,7 +40,8 @@ def main(_: list[str]) -> None:
   for name, metrics in results.items():
     print(name, ' '.join(f'{key}={value:.4f}' for key, value in metrics.items()))
   target = workdir / f'evaluation.{SPLIT.value}.json'
-  tree_files.write_json(target, {'split': SPLIT.value, 'experts': results})
+  if processes.is_first():
+    tree_files.write_json(target, {'split': SPLIT.value, 'experts': results})
   print(target)
 
 

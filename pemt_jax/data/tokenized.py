@@ -16,6 +16,7 @@ import numpy as np
 from pemt_jax.data.buckets import Batch, FILLER
 from pemt_jax.data.tokenizer import Tokenizer
 from pemt_jax.errors import UserError
+from pemt_jax.sharding import processes
 
 _FORMAT = 'tokens-1'  # Part of every cache key; a new file layout takes a new name.
 
@@ -206,6 +207,8 @@ def cached_arrays(
     sound: Callable[[dict[str, np.ndarray]], bool]) -> dict[str, np.ndarray]:
   """Reads arrays from `<cache_dir>/<key>.npz`; builds and writes them if that fails.
 
+  Of several processes, which must all call this, the first one builds what the others then read.
+
   Args:
     cache_dir: None always builds.
     key: decides the content.
@@ -218,6 +221,11 @@ def cached_arrays(
   if cache_dir is None:
     return build()
   path = Path(cache_dir) / f'{key[:40]}.npz'
+  with processes.first_before_others('token cache'):
+    return _cached(path, key, build, sound)
+
+
+def _cached(path, key, build, sound):
   found = _read_arrays(path, key, sound)
   if found is not None:
     return found

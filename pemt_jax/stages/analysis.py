@@ -12,6 +12,7 @@ import numpy as np
 
 from pemt_jax.experts import mask_analysis, tree_files
 from pemt_jax.interop.files import write_text
+from pemt_jax.sharding import processes
 from pemt_jax.stages.backbone import count
 from pemt_jax.stages.build import Stage
 from pemt_jax.stages.evaluate import observations
@@ -29,8 +30,16 @@ _RSS_UNIT = 1 if sys.platform == 'darwin' else 1024
 def write(stage: Stage, trained: TrainResult, workdir: pathlib.Path) -> None:
   """Writes predictions, gates, load, correlation, masks, routes and sizes below the workdir.
 
-  Predictions and gates are those of the final split with the best step of each replica.
+  Predictions and gates are those of the final split with the best step of each replica. Of several
+  processes the first one writes; all take part, since routes may read sharded arrays.
   """
+  write_best(stage.method, stage.specs,
+             (trained.tuned, stage.start.frozen, trained.constants), workdir)
+  if processes.is_first():
+    _write_files(stage, trained, workdir)
+
+
+def _write_files(stage, trained, workdir):
   names = list(stage.specs)
   evaluated = [name for name in names if stage.specs[name].config.train.final_split]
   for name in evaluated:
@@ -40,8 +49,6 @@ def write(stage: Stage, trained: TrainResult, workdir: pathlib.Path) -> None:
   _write_gates(stage, evaluated, workdir)
   _write_correlation(stage, trained, names, workdir)
   _write_masks(stage, trained, workdir)
-  write_best(stage.method, stage.specs,
-             (trained.tuned, stage.start.frozen, trained.constants), workdir)
   tuned = flatten(stage.start.tuned_shapes())
   tree_files.write_json(workdir / 'parameters.json', {
       'tuned_parameters_per_replica': count(tuned), 'frozen_parameters': count(stage.start.frozen),
@@ -49,7 +56,9 @@ def write(stage: Stage, trained: TrainResult, workdir: pathlib.Path) -> None:
 
 
 def write_resources(workdir: pathlib.Path, seconds: float) -> None:
-  """Writes resources.json: wall-clock seconds of this call and peak memory in bytes."""
+  """Writes resources.json: wall-clock seconds of this call, peak memory of a process in bytes."""
+  if not processes.is_first():
+    return
   stats = jax.local_devices()[0].memory_stats() or {}
   host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
   tree_files.write_json(workdir / 'resources.json', {

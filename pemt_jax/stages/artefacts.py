@@ -16,6 +16,7 @@ from pemt_jax.experts.library import (
 from pemt_jax.experts.tree_files import check_description, describe
 from pemt_jax.models.segments import cut, join, join_shapes
 from pemt_jax.models.sites import plan_as_json
+from pemt_jax.sharding import processes
 from pemt_jax.stages import task_moe
 from pemt_jax.stages.backbone import Backbone, load_backbone
 from pemt_jax.stages.build import Stage, build
@@ -27,7 +28,7 @@ from pemt_jax.trees import Tree, flatten, unflatten
 
 def save_experts(stage: Stage, tuned: Tree, constants: Tree, results: dict[str, dict[str, Any]],
                  workdir: pathlib.Path) -> dict[str, pathlib.Path]:
-  """Writes one expert per replica below the workdir.
+  """Writes one expert per replica below the workdir; of several processes the first one does.
 
   Args:
     stage: what was trained.
@@ -42,7 +43,9 @@ def save_experts(stage: Stage, tuned: Tree, constants: Tree, results: dict[str, 
   folders = {}
   for index, (name, spec) in enumerate(stage.specs.items()):
     own = lambda tree, index=index: join(jax.tree.map(lambda a: np.asarray(a[index]), tree))
-    folder = expert_folder(workdir, name)
+    folders[name] = folder = expert_folder(workdir, name)
+    if not processes.is_first():
+      continue
     save_expert(folder, *_without_padding(own(tuned), own(constants)), ExpertCard(
         name=name, method=stage.method.name, plan=plan_as_json(stage.method.plan),
         backbone_id=stage.backbone.name, backbone_hash=stage.backbone.hash, task=spec.task,
@@ -50,7 +53,6 @@ def save_experts(stage: Stage, tuned: Tree, constants: Tree, results: dict[str, 
         extra={'options': stage.config.method.to_dict(), 'seed': spec.seed,
                'config': stage.config.to_dict(),
                'sources': _sources(stage)}))
-    folders[name] = folder
   return folders
 
 

@@ -17,6 +17,7 @@ from pemt_jax.data.templates import Example, RowError
 from pemt_jax.errors import UserError
 from pemt_jax.experts.library import CARD, expert_folder, list_experts
 from pemt_jax.methods.language_modelling import is_language
+from pemt_jax.sharding import processes
 from pemt_jax.stages.artefacts import LoadedExpert, open_expert
 from pemt_jax.stages.backbone import Backbone
 from pemt_jax.stages.classification import class_scores
@@ -133,7 +134,9 @@ def predict_file(place: pathlib.Path, source: pathlib.Path, target: pathlib.Path
 
 
 def _write_lines(target: pathlib.Path, rows: list[dict[str, Any]]) -> int:
-  """Writes rows as JSON lines in one move; returns their number."""
+  """Writes rows as JSON lines in one move, by one process; returns their number."""
+  if not processes.is_first():
+    return len(rows)
   lines = [json.dumps(row, ensure_ascii=False) for row in rows]
   partial = target.with_name(f'.{target.name}.part')
   partial.write_text('\n'.join(lines) + '\n', encoding='utf-8')

@@ -16,6 +16,8 @@ from pemt_jax.experts.tree_files import write_npz
 from pemt_jax.methods.base import Method
 from pemt_jax.models.sites import Rule
 from pemt_jax.reports.route_files import ROUTE_STEPS, ROUTES
+from pemt_jax.sharding import processes
+from pemt_jax.sharding.placement import fetch
 from pemt_jax.stages.rows import ReplicaSpec
 from pemt_jax.trees import Tree, flatten
 
@@ -37,15 +39,15 @@ def route_arrays(rule: Rule, specs: Mapping[str, ReplicaSpec], trees: tuple[Tree
     trees: (tuned, frozen, constants); the first and the last have a leading [replica] axis.
     names: [replica].
   """
-  tuned, frozen, constants = trees
   place = f'deltas/{rule.name}/'
-  own = lambda tree: {path.removeprefix(place): leaf for path, leaf in flatten(tree).items()
-                      if path.startswith(place)}
+  own = lambda tree: fetch({path.removeprefix(place): leaf for path, leaf in flatten(tree).items()
+                            if path.startswith(place)})
+  tuned, frozen, constants = map(own, trees)
   delta, columns = rule.delta, {name: [] for name in (
       'replicas', 'tasks', 'categories', 'groups', 'routes', 'routes_t1', 'temperatures')}
   for index, name in enumerate(names):
-    at = lambda tree, index=index: {key: leaf[index] for key, leaf in own(tree).items()}
-    model, tasks = own(frozen) | at(tuned) | at(constants), specs[name].tasks
+    at = lambda tree, index=index: {key: leaf[index] for key, leaf in tree.items()}
+    model, tasks = frozen | at(tuned) | at(constants), specs[name].tasks
     now, one = jax.device_get(route_maps.task_routes(delta, model, len(tasks)))
     categories, groups = zip(*map(ontology, tasks), strict=True)
     temperature = float(model.get('temperature', 1.0))
@@ -68,7 +70,8 @@ def watcher(method: Method, specs: Mapping[str, ReplicaSpec]) -> Callable[..., N
   def watch(tuned: Tree, frozen: Tree, constants: Tree, replicas: Sequence[Any], step: int,
             workdir: pathlib.Path) -> None:
     arrays = route_arrays(rule, specs, (tuned, frozen, constants), [r.name for r in replicas])
-    write_npz(workdir / ROUTE_STEPS / f'{step}.npz', arrays)
+    if processes.is_first():
+      write_npz(workdir / ROUTE_STEPS / f'{step}.npz', arrays)
 
   return watch
 
@@ -77,5 +80,8 @@ def write_best(method: Method, specs: Mapping[str, ReplicaSpec], trees: tuple[Tr
                workdir: pathlib.Path) -> None:
   """Writes `routes.npz` of the best step of each replica, where tasks have routes."""
   rule = route_rule(method)
-  if rule is not None:
-    write_npz(workdir / ROUTES, route_arrays(rule, specs, trees, list(specs)))
+  if rule is None:
+    return
+  arrays = route_arrays(rule, specs, trees, list(specs))
+  if processes.is_first():
+    write_npz(workdir / ROUTES, arrays)

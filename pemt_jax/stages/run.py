@@ -13,6 +13,7 @@ import numpy as np
 
 from pemt_jax.experts import tree_files
 from pemt_jax.methods.language_modelling import NAME
+from pemt_jax.sharding import processes
 from pemt_jax.stages import analysis, span_corruption
 from pemt_jax.stages.artefacts import save_experts
 from pemt_jax.stages.backbone import Backbone
@@ -59,7 +60,8 @@ def run_stage(config: mlc.ConfigDict, workdir: str | pathlib.Path,
     return result
   stage = build(config, workdir, backbone)
   experiment = stage.experiment()
-  copy_sources(stage.source_folders, workdir / COPIES)
+  if processes.is_first():
+    copy_sources(stage.source_folders, workdir / COPIES)
   if config.together or len(experiment.replicas) == 1:
     trained = train(experiment, stage.config, workdir)
   else:
@@ -71,6 +73,7 @@ def run_stage(config: mlc.ConfigDict, workdir: str | pathlib.Path,
   else:
     folders = save_experts(stage, trained.tuned, trained.constants, trained.results, workdir)
   analysis.write_resources(workdir, time.monotonic() - began)
+  processes.wait('end of the stage')
   return StageResult(stage, trained, folders)
 
 
@@ -84,7 +87,8 @@ def _one_by_one(stage: Stage, experiment: Experiment, workdir: pathlib.Path) -> 
   joined: dict[str, Any] = {}
   for part in parts:
     joined |= part.results
-  tree_files.write_json(workdir / 'result.json', {'replicas': joined})
+  if processes.is_first():
+    tree_files.write_json(workdir / 'result.json', {'replicas': joined})
   stack = lambda *leaves: np.concatenate(leaves)
   return TrainResult(
       experiment.replicas, jax.tree.map(stack, *(part.tuned for part in parts)),

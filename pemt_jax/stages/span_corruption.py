@@ -22,6 +22,7 @@ from pemt_jax.interop import backbones
 from pemt_jax.methods import baselines
 from pemt_jax.methods.base import backbone_of, boxed_shapes, make_loss
 from pemt_jax.models.bart_config import BartConfig
+from pemt_jax.sharding import processes
 from pemt_jax.sharding.placement import fetch
 from pemt_jax.stages.backbone import (
     Backbone, as_frozen, load_backbone, place, placement_of, require_text_to_text)
@@ -157,6 +158,8 @@ def _evaluator(loss_fn, held_out, batch_size, limits, placement):
 def save_backbone(tuned: Tree, backbone: Backbone, config: mlc.ConfigDict,
                   folder: pathlib.Path) -> None:
   """Writes the first replica's backbone as a Hugging Face folder with its tokenizer."""
+  if not processes.is_first():
+    return
   params = merge(backbone.params, jax.tree.map(lambda leaf: np.asarray(leaf[0]), tuned))
   backbones.save(folder, backbone.config, params)
   named = pathlib.Path(place(config.model.tokenizer or config.model.name))
