@@ -11,6 +11,7 @@ from pemt_jax.errors import UserError
 from pemt_jax.models.sites import Plan, Site
 from pemt_jax.trees import Tree, flatten, unflatten
 
+_WHOLE = '/whole'  # behind the path of a feed-forward: what stands around it
 
 def fold(params: Tree, plan: Plan) -> Tree:
   """Folds every delta of a plan into the kernel at its site.
@@ -50,10 +51,11 @@ def _put_back(flat, rule):
   """Puts leaves of the plain backbone in the place of what a delta has instead of them."""
   inside = f'/{rule.name}/'
   for place in sorted({path.partition(inside)[0] for path in flat if inside in path}):
-    path = _site_of(place)
+    plain = place.removesuffix(_WHOLE)
+    path = _site_of(plain)
     if fnmatch.fnmatchcase(path, rule.site):
       found = rule.delta.dense(_take(flat, place + inside), path)
-      flat.update({f'{place}/{name}': value for name, value in found.items()})
+      flat.update({f'{plain}/{name}': value for name, value in found.items()})
 
 
 def _site_of(place):

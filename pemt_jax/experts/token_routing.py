@@ -64,6 +64,7 @@ class TokenRouting(Delta):
   route_padding: bool = True
   jitter: float = 0.0
   form: str = 'auto'
+  replaces = True
 
   def router_weights(self, site: Site) -> Weights:
     """Weights of the router, float32."""
@@ -140,6 +141,22 @@ class TokenRouting(Delta):
   def left_out(self, x: jax.Array, work: Work) -> jax.Array:
     """What tokens without expert give."""
     return self.experts.unrouted(x, work)
+
+  def dense(self, values: Values, site: str) -> Values:
+    """Leaves of the plain feed-forward that a single expert is.
+
+    Raises:
+      UserError: several experts, or one that is no feed-forward of its own.
+    """
+    kernels = self.experts.kernels({name: value for name, value in values.items()
+                                    if not name.startswith('router/')})
+    if self.count > 1 or not any(name.endswith('/kernel') for name in kernels):
+      raise UserError(f"the {self.count} experts of the feed-forwards at '{site}' are no plain"
+                      ' feed-forward, so they cannot be folded into the backbone; keep the model as'
+                      ' an expert.')
+    return {name: value[..., 0, :, :] if name.endswith('/kernel')
+            else value[..., 0, :] if self.experts.biases == 'expert' else value
+            for name, value in kernels.items()}
 
   def module(self, site: Site, name: str) -> nn.Module:
     """The module at a site: it takes kernels where they are given, and makes them otherwise."""

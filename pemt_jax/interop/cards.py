@@ -26,12 +26,14 @@ def card_of(name: str, stage: str, method: Method, options: Any, task: str,
     name: of the expert.
     stage: name of its method.
     method: what was trained.
-    options: of the method, a dataclass.
+    options: of the method, a dataclass; {name: options} where several are joined.
     task: it was trained on, the first one of several.
     backbone: name and parameters.
     **config: further fields of the stage's config.
   """
-  values = dataclasses.asdict(options)
+  joined = isinstance(options, dict)
+  values = ({own: dataclasses.asdict(value) for own, value in options.items()} if joined
+            else dataclasses.asdict(options))
   return ExpertCard(
       name=name, method=stage, plan=plan_as_json(method.plan), task=task, backbone_id=backbone[0],
       backbone_hash=library.backbone_hash(backbone[1]),

@@ -7,13 +7,16 @@ import dataclasses
 import json
 import pathlib
 
+from pemt_jax import guards
 from pemt_jax import trees
 from pemt_jax.errors import UserError
 from pemt_jax.experts import packed
 from pemt_jax.interop import expert_format
 from pemt_jax.interop import files
+from pemt_jax.interop import folded
 from pemt_jax.interop import huggingface
 from pemt_jax.interop import hyperformer_experts
+from pemt_jax.interop import mpoe_experts
 from pemt_jax.interop import peft_experts
 from pemt_jax.interop import pemt_baselines
 from pemt_jax.interop import pemt_files
@@ -122,6 +125,12 @@ def convert(
   for kind in (source_kind, target_kind):
     if kind not in ABOUT:
       raise UserError(f"Unknown format '{kind}'; known are {', '.join(ABOUT)}.")
+  with guards.reading(source):
+    return _convert(source_kind, target_kind, source, target, options)
+
+
+def _convert(
+    source_kind: str, target_kind: str, source: str, target: str, options: Options) -> list[str]:
   if not {source_kind, target_kind} <= set(FORMATS):
     return _convert_folder(source_kind, target_kind, source, target, options)
   artefact = FORMATS[source_kind].read(pathlib.Path(source), options)
@@ -147,6 +156,13 @@ def _convert_folder(
     return hyperformer_experts.to_expert(source, target, options.backbone)
   if target_kind == hyperformer_experts.KIND and source_kind == 'expert':
     return hyperformer_experts.from_expert(source, target, options.weights)
+  if target_kind == folded.KIND and source_kind == 'expert':
+    return folded.from_expert(source, target, options.backbone)
+  if source_kind == mpoe_experts.KIND and target_kind == 'expert':
+    return mpoe_experts.to_expert(source, target, options.backbone,
+                                  next(iter(options.source_names), None))
+  if target_kind == mpoe_experts.KIND and source_kind == 'expert':
+    return mpoe_experts.from_expert(source, target, options.weights, options.backbone)
   if source_kind == taskmoe_experts.KIND and target_kind == 'expert':
     return taskmoe_experts.to_expert(source, target, options.backbone)
   if target_kind == taskmoe_experts.KIND and source_kind == 'expert':
@@ -307,7 +323,7 @@ def layout_to_json(layout: PemtLayout) -> str:
 
 def layout_from_json(text: str) -> PemtLayout:
   """Inverse of `layout_to_json`."""
-  values = json.loads(text)
+  values = guards.parse_json(text)
   values = {key: tuple(value) if isinstance(value, list) else value
             for key, value in values.items()}
   if values['backbone'] is not None:
@@ -335,5 +351,6 @@ ABOUT: Mapping[str, str] = {
     pemt_prompts.KIND: pemt_prompts.ABOUT, propetl_experts.KIND: propetl_experts.ABOUT,
     propetl_roberta_experts.KIND: propetl_roberta_experts.ABOUT,
     hyperformer_experts.KIND: hyperformer_experts.ABOUT,
-    taskmoe_experts.KIND: taskmoe_experts.ABOUT,
+    taskmoe_experts.KIND: taskmoe_experts.ABOUT, mpoe_experts.KIND: mpoe_experts.ABOUT,
+    folded.KIND: folded.ABOUT,
     PACKED: 'expert of ProPETL with one bit for each entry of its masks; it is read as an expert'}
