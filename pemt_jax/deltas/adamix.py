@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from pemt_jax.deltas.base import Delta, Values, Weight, Weights, normal_init
-from pemt_jax.models.layers import fold_name
+from pemt_jax.models.layers import add_vector, fold_name
 from pemt_jax.models.sites import Aux, Base, Site, SiteContext
 
 # What chooses the experts where the model is not trained.
@@ -89,11 +89,11 @@ class AdaMix(Delta):
     kernel, bias = values[f'{name}/kernel'], values[f'{name}/bias']
     chosen = self._chosen(name, values, x, context, site).astype(x.dtype)
     if chosen.ndim == 3:
-      each = jnp.einsum('...li,...eio->...leo', x, kernel) + bias[..., None, :, :]
+      each = add_vector(jnp.einsum('...li,...eio->...leo', x, kernel), bias[..., None, :, :])
       return jnp.einsum('...leo,...le->...lo', each, chosen)
     kernel = jnp.einsum('...e,...eio->...io', chosen, kernel)
     bias = jnp.einsum('...e,...eo->...o', chosen, bias)
-    return x @ kernel + (bias[:, None, :] if bias.ndim == 2 else bias)
+    return add_vector(x @ kernel, bias[:, None, :] if bias.ndim == 2 else bias)
 
   def act(self, values: Values, base: Base, x: jax.Array, context: SiteContext,
           site: Site) -> tuple[jax.Array, Aux]:

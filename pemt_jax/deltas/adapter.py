@@ -8,7 +8,7 @@ import functools
 import jax
 
 from pemt_jax.deltas.base import Delta, Values, Weight, Weights, normal_init, ones, zeros
-from pemt_jax.models.layers import layer_norm
+from pemt_jax.models.layers import add_vector, layer_norm
 from pemt_jax.models.sites import Aux, Base, Site, SiteContext
 
 ACTIVATIONS = {
@@ -83,10 +83,10 @@ def bottleneck(config: Bottleneck, values: Values, x: jax.Array) -> jax.Array:
     x = layer_norm(x, values['pre_norm/scale'], values['pre_norm/bias'])
   hidden = x @ values['down/kernel']
   if config.biases:
-    hidden += values['down/bias']
+    hidden = add_vector(hidden, values['down/bias'])
   y = ACTIVATIONS[config.activation](hidden) @ values['up/kernel']
   if config.biases:
-    y += values['up/bias']
+    y = add_vector(y, values['up/bias'])
   if config.scaling != 1.0:
     y *= config.scaling
   if config.post_norm:

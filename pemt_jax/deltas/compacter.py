@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from pemt_jax.deltas.adapter import ACTIVATIONS, read
 from pemt_jax.deltas.base import Delta, Values, Weight, Weights, normal_init
 from pemt_jax.errors import UserError
+from pemt_jax.models.layers import add_vector
 from pemt_jax.models.sites import Aux, Base, Site, SiteContext, StackShape
 
 
@@ -40,8 +41,8 @@ class Compacter(Delta):
   rule_stddev: float = 0.01
   activation: str = 'gelu_new'
   reads: str = 'output'
-
   packs = True
+
   def _rule(self, exact: bool) -> Weight:
     return Weight((self.terms,) * 3, ('member', 'kronecker_in', 'kronecker_out'),
                   normal_init(self.rule_stddev), exact)
@@ -88,7 +89,7 @@ class Compacter(Delta):
     else:
       met = jnp.einsum('...lpr,...nrc->...lpnc', blocks, values[f'{name}/kernel'])
     y = jnp.einsum('...lpnc,...npq->...lqc', met, rule)
-    return y.reshape(*x.shape[:-1], -1) + values[f'{name}/bias']
+    return add_vector(y.reshape(*x.shape[:-1], -1), values[f'{name}/bias'])
 
   def act(self, values: Values, base: Base, x: jax.Array, context: SiteContext,
           site: Site) -> tuple[jax.Array, Aux]:

@@ -7,6 +7,7 @@ import dataclasses
 import jax
 
 from pemt_jax.deltas.base import Delta, Values, Weight, Weights, ones
+from pemt_jax.models.layers import scale_features
 from pemt_jax.models.sites import Aux, Base, Site, SiteContext
 
 SIDES = ('output', 'input')
@@ -21,8 +22,8 @@ class IA3(Delta):
   """
 
   side: str = 'output'
-
   packs = True
+
   def weights(self, site: Site) -> Weights:
     """`scale` [features of the scaled side]."""
     size, axis = ((site.features, site.out_axis) if self.side == 'output'
@@ -34,7 +35,9 @@ class IA3(Delta):
     """[batch, length, in] -> [batch, length, out]."""
     del context
     scale = values['scale']
-    return (base(x) * scale if self.side == 'output' else base(x.astype(site.dtype) * scale)), {}
+    if self.side == 'output':
+      return scale_features(base(x), scale), {}
+    return base(scale_features(x.astype(site.dtype), scale)), {}
 
   def fold(self, values: Values, kernel: jax.Array, site: Site) -> jax.Array:
     """Columns or rows of the kernel times the factors."""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from pemt_jax.deltas.base import Delta, Values, Weight, Weights, normal_init, uniform_init
+from pemt_jax.models.layers import add_vector
 from pemt_jax.models.sites import Aux, Base, Site, SiteContext
 
 
@@ -24,8 +25,8 @@ class TanhLoRA(Delta):
   rank: int = 10
   scaling: float = 1.6
   stddev: float = 0.02
-
   packs = True
+
   def weights(self, site: Site) -> Weights:
     """`down` [in, rank] from U(+-1/sqrt(in)), `up` [rank, out], `mix` [out, out]."""
     return {'down': Weight((site.in_features, self.rank), (site.in_axis, 'rank'),
@@ -59,8 +60,8 @@ class LowRankBias(Delta):
   scaling: float = 1.6
   tanh: bool = False
   stddev: float = 0.02
-
   packs = True
+
   def weights(self, site: Site) -> Weights:
     """`vector` [rank], `up` [rank, out] and with a tanh `mix` [out, out]."""
     vector = Weight((self.rank,), ('rank',))
@@ -76,7 +77,7 @@ class LowRankBias(Delta):
     bias = values['vector'] @ values['up']
     if self.tanh:
       bias = jnp.tanh(bias) @ values['mix']
-    return base(x) + self.scaling * bias, {}
+    return add_vector(base(x), self.scaling * bias), {}
 
 
 def _mix(site: Site, stddev: float) -> Weight:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from pemt_jax.deltas.adapter import Bottleneck, bottleneck, bottleneck_weights
 from pemt_jax.deltas.base import Delta, Values, Weight, Weights, normal_init
-from pemt_jax.models.layers import dropout, fold_name
+from pemt_jax.models.layers import add_vector, dropout, fold_name, scale_features
 from pemt_jax.models.sites import Aux, Base, Site, SiteContext
 
 GATE_READS = ('real', 'last')
@@ -53,8 +53,9 @@ class MixDA(Delta):
     widths = (site.in_features, *[self.hidden] * (_LINEARS - 1), self.count + 1)
     axes = (site.in_axis, 'gate', 'adapter', 'gate', 'member')
     for i in range(_LINEARS):
-      weights |= {f'gate_{i}/kernel': Weight(widths[i:i + 2], axes[i:i + 2], kernel),
-                  f'gate_{i}/bias': Weight((widths[i + 1],), (axes[i + 1],))}
+      weights |= {
+          f'gate_{i}/kernel': Weight(widths[i:i + 2], axes[i:i + 2], kernel, exact=True),
+          f'gate_{i}/bias': Weight((widths[i + 1],), (axes[i + 1],), exact=True)}
     axis = site.out_axis
     return weights | bottleneck_weights(self.task, (site.features,) * 2, (axis, axis))
 
@@ -71,26 +72,28 @@ class MixDA(Delta):
 
   def _gate(self, values, x, context, site):
     """[batch, 1 or length, member + 1]; the last is the backbone's share."""
-    hidden = self._read(x, context, site)
+    hidden = self._read(x, context, site).astype(jnp.float32)
     for i in range(_LINEARS):
       if i:
         hidden = jax.nn.relu(hidden)
       if context.key is not None:
         key = fold_name(context.key, f'{site.path}/gate_{i}')
         hidden = dropout(hidden, self.gate_dropout, key)
-      hidden = hidden @ values[f'gate_{i}/kernel'] + values[f'gate_{i}/bias']
-    return jax.nn.softmax(hidden.astype(jnp.float32), axis=-1)
+      hidden = jnp.matmul(hidden, values[f'gate_{i}/kernel'], precision=jax.lax.Precision.HIGHEST)
+      hidden += values[f'gate_{i}/bias']
+    return jax.nn.softmax(hidden, axis=-1)
 
   def act(self, values: Values, base: Base, x: jax.Array, context: SiteContext,
           site: Site) -> tuple[jax.Array, Aux]:
     """[batch, length, in] -> [batch, length, out]; `gate` [batch, 1 or length, member + 1]."""
     x = x.astype(site.dtype)
     gate = self._gate(values, x, context, site)
-    share = gate.astype(site.dtype)
     bias = lambda name: values[f'knowledge_{name}/bias'][..., None, :, :]
-    hidden = jnp.einsum('...li,...eio->...leo', x, values['knowledge_down/kernel']) + bias('down')
-    hidden = jax.nn.gelu(hidden, approximate=False)
-    known = jnp.einsum('...lei,...eio->...leo', hidden, values['knowledge_up/kernel']) + bias('up')
-    share = jnp.broadcast_to(share, (*x.shape[:-1], self.count + 1))
-    mixed = jnp.einsum('...leo,...le->...lo', known, share[..., :-1]) + share[..., -1:] * base(x)
+    hidden = jnp.einsum('...li,...eio->...leo', x, values['knowledge_down/kernel'])
+    hidden = jax.nn.gelu(add_vector(hidden, bias('down')), approximate=False)
+    known = jnp.einsum('...lei,...eio->...leo', hidden, values['knowledge_up/kernel'])
+    known = add_vector(known, bias('up'))
+    gates = jnp.broadcast_to(gate, (*x.shape[:-1], self.count + 1))
+    mixed = jnp.einsum('...leo,...le->...lo', known, gates[..., :-1].astype(site.dtype))
+    mixed += scale_features(base(x), gates[..., -1:])
     return mixed + bottleneck(self.task, values, mixed), {'gate': gate}

@@ -16,6 +16,7 @@ from flax import linen as nn
 
 from pemt_jax.deltas.adapter import ACTIVATIONS
 from pemt_jax.deltas.base import uniform_init
+from pemt_jax.models.layers import add_vector, scale_features
 from pemt_jax.models.sites import Site
 
 # Norms below this count as zero in a cosine (as in torch.nn.functional.cosine_similarity).
@@ -63,14 +64,18 @@ class BankOutput:
   shared: jax.Array | None = None
 
   def mix(self, gate: jax.Array) -> jax.Array:
-    """sum_i gate_i e_i for gates [batch, expert]; returns [batch, length, embed]."""
-    dtype = self.hidden.dtype
-    gated = self.hidden * gate[:, None, :, None].astype(dtype)
+    """sum_i gate_i e_i for gates [batch, expert] or [batch, length, expert].
+
+    Returns:
+      [batch, length, embed].
+    """
+    gate = gate[:, None, :] if gate.ndim == 2 else gate
+    gated = scale_features(self.hidden, gate[..., None])
     mixed = jnp.einsum('blxr,xre->ble', gated, self.up)
     if self.bias is not None:
-      mixed += (gate.astype(dtype) @ self.bias)[:, None, :]
+      mixed = add_vector(mixed, gate @ self.bias.astype(gate.dtype))
     if self.shared is not None:
-      mixed += jnp.sum(gate, axis=-1).astype(dtype)[:, None, None] * self.shared
+      mixed += scale_features(self.shared, jnp.sum(gate, axis=-1, keepdims=True))
     return mixed
 
   def similarity(self, u: jax.Array) -> jax.Array:

@@ -146,6 +146,21 @@ def normal_init(stddev: float) -> Callable[..., jax.Array]:
   return nn.initializers.normal(stddev)
 
 
+def add_vector(y: jax.Array, vector: jax.Array) -> jax.Array:
+  """y + vector in the dtype of y; in lower precision too the vector's gradient is summed in float32.
+
+  Args:
+    y: [..., features].
+    vector: what is broadcast to it, over the positions and rows of a batch.
+  """
+  return (y.astype(jnp.float32) + vector.astype(jnp.float32)).astype(y.dtype)
+
+
+def scale_features(y: jax.Array, vector: jax.Array) -> jax.Array:
+  """y * vector, otherwise as `add_vector`."""
+  return (y.astype(jnp.float32) * vector.astype(jnp.float32)).astype(y.dtype)
+
+
 class Projection(nn.Module):
   """A matrix product; a site.
 
@@ -154,12 +169,14 @@ class Projection(nn.Module):
     plan: rules that hold in this layer.
     stddev: standard deviation of the initial kernel.
     bias: add a vector, which starts from 0.
+    result: dtype of the output; None is that of the site. Logits are not rounded.
   """
 
   site: Site
   plan: Plan
   stddev: float
   bias: bool = False
+  result: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array, context: SiteContext) -> tuple[jax.Array, Aux]:
@@ -176,8 +193,9 @@ class Projection(nn.Module):
 
     def base(value):
       kernel, bias = weights(value.shape[-1])
-      y = value.astype(site.dtype) @ kernel.astype(site.dtype)
-      return y if bias is None else y + bias.astype(site.dtype)
+      y = jnp.matmul(value.astype(site.dtype), kernel.astype(site.dtype),
+                     preferred_element_type=self.result)
+      return y if bias is None else add_vector(y, bias)
 
     return call_site(self.plan, site, base, x, context)
 

@@ -109,7 +109,7 @@ class Head(nn.Module):
     dense = Site('head/dense', size, size, 'embed', 'joined_kv', dtype)
     out = Site('head/out', size, self.labels, 'joined_kv', 'label', dtype)
     self.dense = layers.Projection(dense, plan, stddev, bias=True)
-    self.out = layers.Projection(out, plan, stddev, bias=True)
+    self.out = layers.Projection(out, plan, stddev, bias=True, result=jnp.float32)
 
   def __call__(self, x: jax.Array, context: SiteContext) -> tuple[jax.Array, Aux]:
     """[batch, embed] -> float32 logits [batch, labels], and auxiliaries."""
@@ -118,7 +118,7 @@ class Head(nn.Module):
     # Sites read [batch, length, features].
     x, aux = self.dense(self._drop(x[:, None], context, 'in'), context)
     x, more = self.out(self._drop(jnp.tanh(x), context, 'out'), context)
-    return x[:, 0].astype(jnp.float32), aux | more
+    return x[:, 0], aux | more
 
   def _drop(self, x, context, name):
     key = None if context.key is None else fold_name(context.key, name)

@@ -75,7 +75,7 @@ class T5(EncoderDecoder):
     head = Site('lm_head', config.embed, config.vocab_size, 'embed', 'vocab', spec.dtype)
     outside = self.plan.outside_layers()
     self.lm_head = (layers.OpenSite(head, outside) if config.tied_head
-                    else layers.Projection(head, outside, 1.0))
+                    else layers.Projection(head, outside, 1.0, result=jnp.float32))
 
   def stack_sites(self, stack: str) -> list[str]:
     """Site paths of one stack, without layer indices."""
@@ -86,8 +86,7 @@ class T5(EncoderDecoder):
     if not self.config.tied_head:
       if self.config.scaled_head:
         x = x * self.config.embed**-0.5
-      logits, aux = self.lm_head(x, context)
-      return logits.astype(jnp.float32), aux
+      return self.lm_head(x, context)
     table = self.shared.embedding.astype(x.dtype)
     base = lambda x: jnp.einsum('...d,vd->...v', x, table, preferred_element_type=jnp.float32)
     return self.lm_head(base, x * self.config.embed**-0.5, context)
