@@ -24,8 +24,9 @@ def main(_: list[str]) -> None:
   """Runs the stage and prints one line per replica."""
   from pemt_jax.stages.ensembling_config import ENSEMBLING
   from pemt_jax.stages.few_shot_config import FEW_SHOT
+  from pemt_jax.stages.squeezing import SQUEEZING
   from pemt_jax.stages.study_config import STUDY
-  if CONFIG.value.get('stage') in (ENSEMBLING, FEW_SHOT, STUDY):
+  if CONFIG.value.get('stage') in (ENSEMBLING, FEW_SHOT, SQUEEZING, STUDY):
     _several_stages(CONFIG.value.stage)
     return
   from pemt_jax.stages.run import run_stage
@@ -39,10 +40,11 @@ def main(_: list[str]) -> None:
 
 
 def _several_stages(stage: str) -> None:
-  """Runs a study, few-shot tuning or weight ensembling; prints tables and the report's path."""
+  """Runs a study, few-shot tuning, ensembling or squeezing; prints tables and the report's path."""
   from pemt_jax.reports import files, html, sections, tables
-  from pemt_jax.stages import ensembling, ensembling_config, few_shot, study, study_config
-  run = {study_config.STUDY: study.run_study,
+  from pemt_jax.stages import (
+      ensembling, ensembling_config, few_shot, squeezing, study, study_config)
+  run = {study_config.STUDY: study.run_study, squeezing.SQUEEZING: squeezing.run_squeezing,
          ensembling_config.ENSEMBLING: ensembling.run_ensembling}.get(stage, few_shot.run_few_shot)
   result = run(CONFIG.value, WORKDIR.value)
   workdir = pathlib.Path(WORKDIR.value)

@@ -14,6 +14,7 @@ from pemt_jax.errors import UserError
 from pemt_jax.stages.config import for_task, options_of
 from pemt_jax.stages.ensembling_config import ENSEMBLING, check_ensembling
 from pemt_jax.stages.few_shot_config import FEW_SHOT, check_few_shot
+from pemt_jax.stages.squeezing import SQUEEZING, check_squeezing
 from pemt_jax.stages.study_config import STUDY, check_study, stage_configs
 from pemt_jax.training.config import check_train_config
 
@@ -41,6 +42,9 @@ def test_a_config_loads_is_locked_and_holds_good_values(path):
   elif config.stage == FEW_SHOT:
     check_few_shot(config)
     stages = (config.tuned,)
+  elif config.stage == SQUEEZING:
+    check_squeezing(config)
+    stages = (config.run,)
   for stage in stages:
     check_train_config(stage.train)
     options_of(stage)
