@@ -32,7 +32,7 @@ class Layer:
     start = time.perf_counter()
     config = t5_config.t5_config(options.folder)
     rng = np.random.default_rng(0)
-    normal = lambda *shape: jnp.asarray(0.05 * rng.standard_normal(shape), jnp.float32)
+    normal = lambda *shape: jnp.asarray(0.05 * rng.standard_normal(shape), options.dtype)
     x = normal(options.batch, options.source, config.embed)
     function = (self._routed if options.form else self._dense)(options, config, normal)
     weights, apply = function
@@ -53,7 +53,8 @@ class Layer:
     factor = _ROOM if options.form == 'batched' else None
     delta = Switch(DenseExperts(config.mlp), options.experts, form=options.form,
                    eval_capacity_factor=factor)
-    site = Site('encoder/mlp', config.embed, config.embed, 'embed', 'embed', jnp.float32)
+    site = Site('encoder/mlp', config.embed, config.embed, 'embed', 'embed',
+                jnp.dtype(options.dtype))
     weights = {name: normal(*weight.shape) for name, weight in delta.weights(site).items()}
 
     def apply(weights, x):

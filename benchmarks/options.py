@@ -12,7 +12,8 @@ class Options:
   """One program of either side.
 
   Attributes:
-    folder: Hugging Face T5 folder with the weights that both sides load.
+    folder: Hugging Face T5 folder with the weights that both sides load; on an accelerator also a
+      published size, whose weights each side draws.
     batch: rows per step and replica.
     source: tokens of each input.
     target: tokens of each target, or new tokens when decoding.
@@ -29,6 +30,9 @@ class Options:
     metric: similarity that is measured; in the suite `moe` 'forward' or 'gradient'.
     experts: of a routed feed-forward.
     form: of its products; '' for a dense one.
+    dtype: of the peer, and of a routed feed-forward.
+    device: of the peer.
+    compiled: the peer's model through `torch.compile`.
   """
 
   folder: str
@@ -47,6 +51,9 @@ class Options:
   metric: str = ''
   experts: int = 0
   form: str = ''
+  dtype: str = 'float32'
+  device: str = 'cpu'
+  compiled: bool = False
 
 
 def batch_of(options: Options, vocab: int, step: int) -> dict[str, np.ndarray]:

@@ -1,7 +1,9 @@
-"""The peer's side: Hugging Face transformers with PEFT on PyTorch, eager, float32, on the CPU."""
+"""The peer's side: Hugging Face transformers with PEFT on PyTorch."""
 
 from __future__ import annotations
 
+import dataclasses
+import pathlib
 import re
 import time
 from typing import Any
@@ -9,21 +11,33 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import T5ForConditionalGeneration
+from transformers import T5Config, T5ForConditionalGeneration
 
 from benchmarks.options import Options, batch_of
-from benchmarks.timing import timed
+from benchmarks.timing import timed, timed_turn
+from pemt_jax.models.t5_config import t5_config, to_hf
 
 _PLACE = re.compile(r'\.(encoder|decoder)\.block\.(\d+)\..*\.wo\.lora_([AB])\.')
 _NAMES = {'A': 'down', 'B': 'up'}
 
 
 def load_model(options: Options) -> T5ForConditionalGeneration:
-  """Loads the folder; dropout as in the options."""
+  """Loads the folder, or draws weights of a published size; dropout as in the options."""
   torch.set_num_threads(options.threads)
-  model = T5ForConditionalGeneration.from_pretrained(options.folder, dropout_rate=options.dropout)
+  if pathlib.Path(options.folder).is_dir():
+    model = T5ForConditionalGeneration.from_pretrained(options.folder, dropout_rate=options.dropout)
+  else:
+    shapes = dataclasses.replace(t5_config(options.folder), dropout=options.dropout)
+    with torch.device(options.device):
+      model = T5ForConditionalGeneration(T5Config(**to_hf(shapes)))
   model.config.use_cache = False  # Training keeps no keys and values.
-  return model
+  return model.to(options.device, getattr(torch, options.dtype))
+
+
+def _tensors(options: Options, vocab: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+  batch = batch_of(options, vocab, step)
+  return tuple(torch.from_numpy(batch[name]).long().to(options.device)
+               for name in ('inputs', 'targets'))
 
 
 def load_tuned(model: torch.nn.Module, path: str) -> int:
@@ -63,25 +77,29 @@ class TrainStep:
     self._tuned = [p for p in self._model.parameters() if p.requires_grad]
     self._optimiser = torch.optim.AdamW(self._tuned, lr=options.learning_rate, weight_decay=0.0)
     self._options, self._step = options, 0
+    self._loss = torch.compile(self._model) if options.compiled else self._model
     built = time.perf_counter()
-    self.first_loss = self._update()
+    self.first_loss = self._update().item()
     self.phases = {'build': built - start, 'first_step': time.perf_counter() - built}
 
-  def _update(self) -> float:
-    batch = batch_of(self._options, self._model.config.vocab_size, self._step)
-    inputs, targets = (torch.from_numpy(batch[name]).long() for name in ('inputs', 'targets'))
-    loss = self._model(input_ids=inputs, attention_mask=torch.ones_like(inputs),
-                       labels=targets).loss
+  def _update(self) -> torch.Tensor:
+    inputs, targets = _tensors(self._options, self._model.config.vocab_size, self._step)
+    loss = self._loss(input_ids=inputs, attention_mask=torch.ones_like(inputs),
+                      labels=targets).loss
     loss.backward()
     torch.nn.utils.clip_grad_norm_(self._tuned, 1.0)
     self._optimiser.step()
     self._optimiser.zero_grad(set_to_none=True)
     self._step += 1
-    return loss.item()
+    return loss.detach()
 
   def run(self, count: int = 1) -> dict[str, list[Any]]:
     """Makes updates; the values are their losses, see `timing.timed`."""
-    return timed(self._update, count)
+    return timed(lambda: self._update().item(), count)
+
+  def turn(self, count: int) -> float:
+    """Seconds of an update, of `count` that run behind each other."""
+    return timed_turn(self._update, lambda loss: loss.item(), count)
 
 
 class Decoding:
@@ -90,8 +108,8 @@ class Decoding:
   def __init__(self, options: Options):
     start = time.perf_counter()
     self._model = load_model(options).eval()
-    batch = batch_of(options, self._model.config.vocab_size, 0)
-    self._inputs, self._length = torch.from_numpy(batch['inputs']).long(), options.target
+    self._inputs, _ = _tensors(options, self._model.config.vocab_size, 0)
+    self._length = options.target
     built = time.perf_counter()
     self._decode()
     self.phases = {'build': built - start, 'first_step': time.perf_counter() - built}
@@ -103,8 +121,12 @@ class Decoding:
           input_ids=self._inputs, attention_mask=torch.ones_like(self._inputs), num_beams=1,
           do_sample=False, use_cache=True, max_new_tokens=self._length,
           min_new_tokens=self._length)
-    return tokens[:, 1:].numpy()
+    return tokens[:, 1:].cpu().numpy()
 
   def run(self, count: int = 1) -> dict[str, list[Any]]:
     """Decodes; the values are tokens [batch][target], see `timing.timed`."""
     return timed(lambda: self._decode().tolist(), count)
+
+  def turn(self, count: int) -> float:
+    """Seconds of a decoding, of `count` that run behind each other."""
+    return timed_turn(self._decode, lambda tokens: None, count)

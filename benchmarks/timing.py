@@ -22,3 +22,12 @@ def timed(call: Callable[[], Any], count: int) -> dict[str, list[Any]]:
     found['cpu_seconds'].append(time.process_time() - used)
     found['values'].append(value)
   return found
+
+
+def timed_turn(call: Callable[[], Any], wait: Callable[[Any], Any], count: int) -> float:
+  """Seconds of one of `count` calls that run behind each other; the last value is waited for."""
+  start = time.perf_counter()
+  for _ in range(count):
+    value = call()
+  wait(value)
+  return (time.perf_counter() - start) / count
