@@ -313,9 +313,9 @@ class EncoderDecoder(Backbone):
 
     `packing` names the examples of the rows of inputs and of targets, if they hold several.
     """
-    sources, targets = packing or (None, None)
-    encoded = self.encode(inputs, inputs_mask, task_ids, key, sources)
-    return self.decode(decoder_inputs, decoder_mask, encoded, task_ids, key, targets)
+    sources, targets = ((one,) for one in packing) if packing else ((), ())  # GPT-2 takes none
+    encoded = self.encode(inputs, inputs_mask, task_ids, key, *sources)
+    return self.decode(decoder_inputs, decoder_mask, encoded, task_ids, key, *targets)
 
   def start_decoding(self, encoded: Encoded, rows: int, max_length: int,
                      task_ids: jax.Array | None = None) -> tuple[Memory, dict[str, jax.Array]]:
