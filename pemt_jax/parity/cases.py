@@ -7,6 +7,8 @@ import inspect
 import pathlib
 from typing import Any
 
+import jax
+
 from pemt_jax.errors import UserError
 from pemt_jax.models.layers import Compute
 
@@ -50,7 +52,9 @@ def compute(case_dir: pathlib.Path, case: dict[str, Any], run: Compute) -> tuple
   if name == 'parity.pemt' and not (case_dir / 'state.safetensors').exists():
     name = _WITHOUT_MODEL
   function = importlib.import_module(f'pemt_jax.{name}').compute
-  result = function(case_dir, *([run] if 'run' in inspect.signature(function).parameters else []))
+  arguments = [run] if 'run' in inspect.signature(function).parameters else []
+  with jax.default_matmul_precision('highest' if run.dtype == 'float32' else None):
+    result = function(case_dir, *arguments)
   if isinstance(result, tuple):
     return result
   return ('json' if (case_dir / 'inputs.json').exists() else 'npz'), result

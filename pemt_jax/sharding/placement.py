@@ -18,6 +18,8 @@ from pemt_jax.sharding.mesh import REPLICA, use_mesh
 from pemt_jax.trees import flatten
 
 Tree = Any
+# How float32 products are made: accelerators round their inputs by default.
+PRECISIONS = ('default', 'high', 'highest')
 
 
 def put(value: Any, sharding: NamedSharding) -> jax.Array:
@@ -75,15 +77,17 @@ class BatchPart:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-  """Devices of a stage.
+  """Devices of a stage, and what its programs share.
 
   Attributes:
     mesh: device mesh; None leaves everything on the default device.
     params: {path: sharding} of all parameters of the model.
+    matmul_precision: one of `PRECISIONS`.
   """
 
   mesh: Mesh | None = None
   params: Mapping[str, NamedSharding] = dataclasses.field(default_factory=dict)
+  matmul_precision: str = 'default'
 
   @classmethod
   def of(cls, mesh: Mesh, boxed: Tree) -> Placement:
@@ -118,13 +122,17 @@ class Placement:
 
   @contextlib.contextmanager
   def scope(self):
-    """Context in which programs must be traced and called, so that logical axes act."""
-    with use_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext():
+    """Context in which programs must be traced and called: logical axes and precision act there."""
+    with contextlib.ExitStack() as stack:
+      if self.mesh is not None:
+        stack.enter_context(use_mesh(self.mesh))
+      if self.matmul_precision != 'default':
+        stack.enter_context(jax.default_matmul_precision(self.matmul_precision))
       yield
 
   def bound(self, function: Callable[..., Any]) -> Callable[..., Any]:
     """A function that is always called inside of `scope`."""
-    if self.mesh is None:
+    if self.mesh is None and self.matmul_precision == 'default':
       return function
 
     @functools.wraps(function)

@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 
 from pemt_jax.data.tokenizer import Tokenizer, load_tokenizer
-from pemt_jax.errors import UserError
+from pemt_jax.errors import UserError, one_of
 from pemt_jax.experts.library import backbone_hash
 from pemt_jax.interop import backbones
 from pemt_jax.methods.base import backbone_of, boxed_shapes, initialiser
@@ -25,7 +25,7 @@ from pemt_jax.models.gpt2_config import GPT2Config
 from pemt_jax.models.layers import Compute
 from pemt_jax.models.roberta_config import RobertaConfig
 from pemt_jax.sharding.mesh import MeshShape, make_mesh
-from pemt_jax.sharding.placement import Placement
+from pemt_jax.sharding.placement import PRECISIONS, Placement
 from pemt_jax.trees import Tree
 
 PLAYGROUND = pathlib.Path(__file__).parent.parent / 'assets' / 'playground_t5'
@@ -128,6 +128,7 @@ def _compute(model: mlc.ConfigDict) -> Compute:
   for field in ('dtype', 'frozen_dtype'):
     if model[field] not in ('float32', 'bfloat16'):
       raise UserError(f"model.{field} is '{model[field]}'; choose 'float32' or 'bfloat16'.")
+  one_of('model.matmul_precision', model.matmul_precision, PRECISIONS)
   return Compute(model.dtype, model.scan_layers, model.remat)
 
 
@@ -183,7 +184,8 @@ def placement_of(config: mlc.ConfigDict, boxed: Tree) -> Placement:
   Raises:
     UserError: a mesh that does not fit the devices.
   """
-  return Placement.of(make_mesh(MeshShape(**config.mesh)), boxed)
+  placement = Placement.of(make_mesh(MeshShape(**config.mesh)), boxed)
+  return dataclasses.replace(placement, matmul_precision=config.model.matmul_precision)
 
 
 def as_frozen(params: Tree, dtype: str, placement: Placement = Placement()) -> Tree:

@@ -131,6 +131,8 @@ def _model_fields() -> mlc.ConfigDict:
   model.embedding = 'random'      # 'random' | 'cooccurrence' start of random weights' embedding
   model.dtype = 'float32'         # 'float32' | 'bfloat16' activations and products
   model.frozen_dtype = 'float32'  # 'float32' | 'bfloat16' storage of frozen parameters
+  # 'default' | 'high' | 'highest': float32 products; 'default' rounds their inputs on accelerators
+  model.matmul_precision = 'default'
   model.scan_layers = True        # loop over layers by scan; False unrolls
   model.remat = False             # recompute activations in the backward pass
   return model
