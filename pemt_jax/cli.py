@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
 import sys
@@ -20,6 +21,9 @@ from pemt_jax.errors import UserError
 USER_ERROR_CODE = 2
 INTERRUPTED_CODE = 130
 _LISTED_KEYS = 12
+# What a file system says that is full, read-only, broken or closed to this user.
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
+            errno.EIO)
 _LONGEST, _END = 2000, 400  # characters of a sentence, and of its end
 _CONFIG_FAILED = 'Error whilst parsing config file'
 # Option, variable of the environment, meaning.
@@ -35,9 +39,9 @@ def run(main: Callable[[list[str]], int | None],
         as_member: Callable[..., int | None] | None = None) -> NoReturn:
   """Parses the flags of `sys.argv`, calls `main(argv)` and ends the process.
 
-  A `UserError` raised by `main`, by a config file or by flag parsing is printed to stderr as one
-  line and ends with exit code 2; `--verbosity=0` shows its causes too. Any other exception keeps
-  its traceback, since it is a defect.
+  A `UserError` raised by `main`, by a config file or by flag parsing, and a full or read-only
+  file system, is printed to stderr as one line and ends with exit code 2; `--verbosity=0` shows its
+  causes too. Any other exception keeps its traceback, since it is a defect.
   Libraries log warnings and errors only, unless `--verbosity` says otherwise.
 
   Args:
@@ -157,6 +161,13 @@ def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int | 
   except UserError as error:
     logging.info('What led to the error:', exc_info=error)
     _print(error)
+    return USER_ERROR_CODE
+  except OSError as error:
+    if error.errno not in _STORAGE:
+      raise
+    logging.info('What led to the error:', exc_info=error)
+    _print(UserError(f"{error.filename or 'A file'} cannot be written or read ({error.strerror}); "
+                     'make room, or give a folder with the rights for it.'))
     return USER_ERROR_CODE
   except KeyboardInterrupt:
     print('Interrupted.', file=sys.stderr)

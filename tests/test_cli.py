@@ -17,6 +17,8 @@ SPLIT = flags.DEFINE_enum('split', 'test', ['test', 'validation'], 'split')
 def main(argv):
   if WORKDIR.value == 'wrong':
     raise UserError('Folder wrong\\nholds no run; give another --workdir.')
+  if WORKDIR.value == 'full':
+    raise OSError(28, 'No space left on device', 'full/config.json')
   if WORKDIR.value == 'defect':
     raise ValueError('a defect')
   print('lr', CONFIG.value.optimizer.learning_rate)
@@ -61,6 +63,9 @@ def test_result_of_main_is_the_exit_code(call):
 
 @pytest.mark.parametrize('arguments, sentence', [
     (['--config=CONFIG', '--workdir=wrong'], 'Folder wrong holds no run; give another --workdir.'),
+    (['--config=CONFIG', '--workdir=full'],
+     'full/config.json cannot be written or read (No space left on device); make room, or give a '
+     'folder with the rights for it.'),
     (['--config=CONFIG'], 'Option --workdir is missing; add --workdir=VALUE to the command.'),
     (['--config=CONFIG', '--workdir=w', '--config.optimizer.learning_rte=1'],
      'Unknown config key config.optimizer.learning_rte for CONFIG; the closest existing keys are '

@@ -24,6 +24,7 @@ from pemt_jax.trees import unflatten
 MANIFEST = 'manifest.json'
 ARRAYS = 'arrays'
 CHECKSUMS = 'checksums.json'
+_LEFTOVER = re.compile(r'\.(.+)\.(tmp|old)\.\d+')
 _CHUNK_BYTES = 1 << 24
 Description = dict[str, dict[str, Any]]
 
@@ -120,7 +121,7 @@ def write_npz(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None
 def replacing(path: pathlib.Path) -> Iterator[str]:
   """Gives a temporary name beside `path`; the file takes its place at the end, if nothing fails."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  temporary = path.with_name(f'.{path.name}.tmp.{os.getpid()}')
   try:
     yield str(temporary)
     os.replace(temporary, path)
@@ -161,6 +162,29 @@ def replacing_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     shutil.rmtree(old, ignore_errors=True)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder: pathlib.Path, stop: str) -> None:
+  """Removes what killed processes have left of `replacing` and `replacing_folder`.
+
+  A folder that was killed between its two moves gets its old place back.
+
+  Args:
+    folder: where nobody else writes; it is searched with the folders below it.
+    stop: name of a file; another folder with such a file is left alone.
+  """
+  for place, folders, files in os.walk(folder):
+    left = [name for name in (*folders, *files) if _LEFTOVER.fullmatch(name)]
+    folders[:] = [name for name in folders
+                  if name not in left and not os.path.exists(os.path.join(place, name, stop))]
+    for name in left:
+      path, (own, kind) = pathlib.Path(place, name), _LEFTOVER.fullmatch(name).groups()
+      if kind == 'old' and not path.with_name(own).exists():
+        os.rename(path, path.with_name(own))
+      elif path.is_dir():
+        shutil.rmtree(path)
+      else:
+        path.unlink()
 
 
 def write_checksums(folder: pathlib.Path) -> None:

@@ -35,7 +35,7 @@ from pemt_jax.stages.run import StageResult, run_stage
 from pemt_jax.stages.similarity import References
 from pemt_jax.stages.similarity_rows import SimilarityOptions
 from pemt_jax.stages.starts import start_folder
-from pemt_jax.training import records
+from pemt_jax.training import lock, records
 
 RANDOM = 'random start'
 SINGLE = 'best single source'
@@ -83,11 +83,18 @@ def run_ensembling(config: mlc.ConfigDict, workdir: str | pathlib.Path) -> Ensem
   Raises:
     UserError: see `check_ensembling` and the steps.
   """
-  from pemt_jax.stages import ensembling_summary
   check_ensembling(config)
   set_shared(config)
-  workdir, began = records.check_workdir(workdir), time.monotonic()
+  workdir = records.check_workdir(workdir)
   backbone = load_backbone(config.source, config.source.seeds[0])
+  with lock.locked(workdir):
+    return _run(config, workdir, backbone)
+
+
+def _run(config: mlc.ConfigDict, workdir: pathlib.Path, backbone: Backbone) -> EnsemblingResult:
+  """All steps in a workdir that is this run's own."""
+  from pemt_jax.stages import ensembling_summary
+  began = time.monotonic()
   folders = tuple(config.sources)
   if not folders:
     print('sources', flush=True)

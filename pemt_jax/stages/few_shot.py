@@ -33,7 +33,7 @@ from pemt_jax.stages.backbone import Backbone, load_backbone
 from pemt_jax.stages.few_shot_config import check_few_shot, set_shared, titles_of
 from pemt_jax.stages.rows import ReplicaSpec, replica_specs
 from pemt_jax.stages.run import StageResult, run_stage
-from pemt_jax.training import records
+from pemt_jax.training import lock, records
 
 Prepare = Callable[[mlc.ConfigDict, str, pathlib.Path], mlc.ConfigDict]
 _CELLS = 'cells.json'   # scores of a finished program
@@ -68,7 +68,7 @@ def run_few_shot(config: mlc.ConfigDict, workdir: str | pathlib.Path,
   Raises:
     UserError: values that do not fit, tasks or rows that cannot be found; see `run_stage`.
   """
-  began, workdir = time.monotonic(), records.check_workdir(workdir)
+  workdir = records.check_workdir(workdir)
   set_shared(config)
   check_few_shot(config)
   titles = titles_of(config)
@@ -76,7 +76,14 @@ def run_few_shot(config: mlc.ConfigDict, workdir: str | pathlib.Path,
   if config.routed.expert:
     options = task_moe_start.StartOptions(**config.routed)
     prepare = task_moe_start.starter(options, backbone, _is_done)
-  results = {}
+  with lock.locked(workdir):
+    return _run(config, titles, workdir, backbone, prepare)
+
+
+def _run(config: mlc.ConfigDict, titles: Sequence[str], workdir: pathlib.Path, backbone: Backbone,
+         prepare: Prepare | None) -> FewShotResult:
+  """Tunes all tasks in a workdir that is this run's own."""
+  began, results = time.monotonic(), {}
   for number, title in enumerate(titles, start=1):
     print(f'{title} ({number} of {len(titles)})', flush=True)
     results[title] = _tune(config, title, workdir / title, backbone, prepare)

@@ -24,6 +24,7 @@ from pemt_jax.errors import UserError, number, one_of
 from pemt_jax.methods.language_modelling import NAME, is_language
 from pemt_jax.stages.config import data_config, for_task
 from pemt_jax.stages.starts import start_folder
+from pemt_jax.training.waiting import announced
 
 
 MIXTURE = 'mixture'  # name of a replica that trains on all tasks
@@ -207,7 +208,8 @@ class RowStore:
                       for part, own in zip(spec.parts, each, strict=True)})
     key = self._key(spec, split)
     if key not in self._data:
-      self._data[key] = load_task(spec.task, split, data_config(spec.config, spec.seed))
+      with announced(f"rows of '{spec.task}', split {split}"):
+        self._data[key] = load_task(spec.task, split, data_config(spec.config, spec.seed))
     return self._data[key]
 
   def tokens(self, spec: ReplicaSpec, split: str) -> pipeline.BatchSource:

@@ -19,7 +19,7 @@ from pemt_jax.stages.artefacts import save_experts
 from pemt_jax.stages.backbone import Backbone
 from pemt_jax.stages.build import Stage, build
 from pemt_jax.stages.sources import COPIES, copy_sources
-from pemt_jax.training import records
+from pemt_jax.training import lock, records
 from pemt_jax.training.config import check_train_config
 from pemt_jax.training.experiment import Experiment
 from pemt_jax.training.loop import TrainResult, train
@@ -54,11 +54,17 @@ def run_stage(config: mlc.ConfigDict, workdir: str | pathlib.Path,
   """
   workdir, began = records.check_workdir(workdir), time.monotonic()
   check_train_config(config.train)
-  if config.stage == 'span_corruption':
-    result = _pretrain(config, workdir, backbone)
+  pretrains = config.stage == 'span_corruption'
+  built = (span_corruption.build if pretrains else build)(config, workdir, backbone)
+  with lock.locked(workdir):
+    result = (_pretrain if pretrains else _train)(built, config, workdir)
     analysis.write_resources(workdir, time.monotonic() - began)
-    return result
-  stage = build(config, workdir, backbone)
+    processes.wait('end of the stage')
+  return result
+
+
+def _train(stage: Stage, config: mlc.ConfigDict, workdir: pathlib.Path) -> StageResult:
+  """Trains all replicas of a stage, writes what it tells and its experts."""
   experiment = stage.experiment()
   if processes.is_first():
     copy_sources(stage.source_folders, workdir / COPIES)
@@ -72,8 +78,6 @@ def run_stage(config: mlc.ConfigDict, workdir: str | pathlib.Path,
     span_corruption.save_backbone(trained.tuned, stage.backbone, config, folders['backbone'])
   else:
     folders = save_experts(stage, trained.tuned, trained.constants, trained.results, workdir)
-  analysis.write_resources(workdir, time.monotonic() - began)
-  processes.wait('end of the stage')
   return StageResult(stage, trained, folders)
 
 
@@ -95,8 +99,10 @@ def _one_by_one(stage: Stage, experiment: Experiment, workdir: pathlib.Path) -> 
       jax.tree.map(stack, *(part.constants for part in parts)), joined, workdir)
 
 
-def _pretrain(config, workdir, backbone):
-  experiment, backbone = span_corruption.build(config, workdir, backbone)
+def _pretrain(built: tuple[Experiment, Backbone], config: mlc.ConfigDict,
+              workdir: pathlib.Path) -> StageResult:
+  """Trains a backbone and writes it."""
+  experiment, backbone = built
   trained = train(experiment, config, workdir)
   folder = workdir / 'backbone'
   span_corruption.save_backbone(trained.tuned, backbone, config, folder)

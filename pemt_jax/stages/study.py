@@ -22,7 +22,7 @@ from pemt_jax.stages.run import run_stage
 from pemt_jax.stages.sources import find_sources
 from pemt_jax.stages.study_config import (
     base_task, check_study, ordered, related, set_shared)
-from pemt_jax.training import records
+from pemt_jax.training import lock, records
 
 FROZEN, REUSED = 'frozen backbone', 'reused source'
 
@@ -85,8 +85,9 @@ def run_study(config: mlc.ConfigDict, workdir: str | pathlib.Path) -> StudyResul
   check_study(config)
   set_shared(config)
   study = _Study(config, records.check_workdir(workdir))
-  result = study.run()
-  study_summary.write(result, study.workdir)
+  with lock.locked(study.workdir):
+    result = study.run()
+    study_summary.write(result, study.workdir)
   return result
 
 

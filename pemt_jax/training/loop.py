@@ -12,7 +12,7 @@ import numpy as np
 
 from pemt_jax.experts import tree_files
 from pemt_jax.sharding import processes
-from pemt_jax.training import config as config_lib, display, records, run as run_lib
+from pemt_jax.training import config as config_lib, display, lock, records, run as run_lib
 from pemt_jax.training.experiment import Experiment, Replica
 from pemt_jax.training.interruption import Interruption, RunInterrupted
 
@@ -48,14 +48,22 @@ def train(experiment: Experiment, config: Any, workdir: str | os.PathLike) -> Tr
     The best step of each replica. With `config.train.eval_every='never'` or no metric, the last.
 
   Raises:
-    UserError: a bad config, a workdir of another run, a selecting metric that does not exist.
+    UserError: a bad config, a workdir of another run or in use by one, a selecting metric that
+      does not exist.
+    OSError: a file cannot be written; what was saved before stays.
     NonFiniteError: names step, replica, example ids and the last good checkpoint.
     RunInterrupted: SIGTERM or SIGINT; the state is saved.
   """
+  config_lib.check_train_config(config.train)
+  with lock.locked(workdir) as folder:
+    return _train(experiment, config, folder)
+
+
+def _train(experiment: Experiment, config: Any, workdir: pathlib.Path) -> TrainResult:
+  """Trains in a workdir that is this run's own."""
   options = config.train
-  config_lib.check_train_config(options)
-  run = run_lib.Run(experiment, options, records.open_workdir(workdir))
-  records.write_config(run.workdir, config, resumes=bool(run.store.steps()))
+  run = run_lib.Run(experiment, options, workdir)
+  records.write_config(run.workdir, config, bool(run.store.steps()), experiment.notes)
   run.restore_or_start()
   longest = max(replica.total_steps for replica in experiment.replicas)
   with Interruption() as interruption, run, display.Bar(options.progress, run.step, longest) as bar:

@@ -15,7 +15,7 @@ from pemt_jax.errors import UserError
 from pemt_jax.experts import tree_files
 from pemt_jax.sharding import placement, processes
 from pemt_jax.training import checkpoints, display, optimisers, records
-from pemt_jax.training import schedules, state as state_lib, step as step_lib
+from pemt_jax.training import schedules, state as state_lib, step as step_lib, waiting
 from pemt_jax.training.experiment import Experiment, Replica
 from pemt_jax.training.progress import Progress, evaluation_is_due
 
@@ -159,7 +159,8 @@ class Run:
 
   def _draw(self, name: str) -> dict[str, np.ndarray]:
     try:
-      return next(self.streams[name])
+      with waiting.announced(f"the next training batch of '{name}'"):
+        return next(self.streams[name])
     except StopIteration as error:
       raise UserError(f"The training data of '{name}' ended at step {self.step}; its stream must "
                       'be endless and its split not empty.') from error
