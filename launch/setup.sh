@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv and installs what is needed, once: a second call installs nothing and prints nothing.
 #
-#   bash launch/setup.sh [dev] [torch] [bench] [gpu | tpu]
+#   bash launch/setup.sh [dev] [torch] [bench] [gpu | tpu | plan]
 #
 # Each argument adds requirements-ARGUMENT.txt. PEMT_PYTHON names the Python to use (>= 3.11).
 # What an interrupted call left behind is mended by the next one.
@@ -72,7 +72,7 @@ install() {
   local wanted=() files=() arguments=()
   for name in base "$@"; do
     file=$(file_of "$name")
-    [ -f "$file" ] || fail "Unknown extra '$name'; choose from dev, torch, gpu, tpu."
+    [ -f "$file" ] || fail "Unknown extra '$name'; choose from dev, torch, bench, gpu, tpu, plan."
     if [ "$(cat ".venv/.installed-$name" 2>/dev/null)" != "$(fingerprint "$file")" ]; then
       wanted+=("$name")
     fi

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import compiled, lower_bound
+from benchmarks import lower_bound
 from pemt_jax.methods import pemt
 from pemt_jax.methods.base import Method, make_loss
 from pemt_jax.models.layers import Compute
 from pemt_jax.models.t5 import T5
+from pemt_jax.sharding.costs import costs_of
+from pemt_jax.sharding.hlo import Module
 from pemt_jax.training import optimisers, schedules, state as state_lib, step as step_lib
 from pemt_jax.training.rules import split_params
 from tests import tiny
@@ -53,8 +55,7 @@ def step_of(prompt=0, extra=(), scan_layers=True):
 @functools.cache
 def compiled_flops(*arguments):
   """Operations of the products in the compiled step."""
-  found = compiled.products(step_of(*arguments).lower().compile().as_text())
-  return sum(dot.flops * count for dot, count in found.items())
+  return costs_of(Module(step_of(*arguments).lower().compile().as_text()), 1).flops
 
 
 def sizes(prompt=0):
@@ -146,19 +147,20 @@ def test_products_by_hand():
   assert collections.Counter({product.sizes: count for product, count in found.items()}) == {
       (1, 5, 4, 7): 3 + 1, (1, 5, 7, 4): 3, (2, 5, 4, 5): 1}
   text = jax.jit(nested).lower(x, w).compile().as_text()
-  assert sum(dot.flops * count for dot, count in compiled.products(text).items()) == NESTED
+  assert costs_of(Module(text), 1).flops == NESTED
 
 
 def endless(x):
   return jax.lax.while_loop(lambda a: a.sum() < 9.0, lambda a: a @ a, x)
 
 
-def test_an_unknown_number_of_turns_is_refused():
+def test_an_unknown_number_of_turns_is_told():
   x = jnp.ones((3, 3))
   with pytest.raises(ValueError, match='while'):
     lower_bound.matrix_products(jax.make_jaxpr(endless)(x))
-  with pytest.raises(ValueError, match='unknown number of times'):
-    compiled.products(jax.jit(endless).lower(x).compile().as_text())
+  module = Module(jax.jit(endless).lower(x).compile().as_text(), turns=5)
+  assert module.open_loops == 1
+  assert costs_of(module, 1).flops == 5 * 2 * 3**3
 
 
 def test_products_run_alone():

@@ -80,7 +80,7 @@ def test_unknown_extra_is_named(checkout):
   (info / 'RECORD').touch()
   done = _setup(checkout, 'cuda')
   assert done.returncode == 1
-  assert done.stderr == "Unknown extra 'cuda'; choose from dev, torch, gpu, tpu.\n"
+  assert done.stderr == "Unknown extra 'cuda'; choose from dev, torch, bench, gpu, tpu, plan.\n"
 
 
 def test_shell_scripts_are_sound(repo_root):
