@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -184,12 +183,13 @@ def _on_mesh(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Arra
   return jax.shard_map(function, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
 
 
-def describe(compute: Compute) -> dict[str, Any]:
-  """What a run writes down: what is asked for, and which kernel there is for the platform."""
-  platform = compute.platform or jax.default_backend()
-  kernel = KERNELS.get(platform)
-  named = 'plain' if kernel is None or compute.attention == 'plain' else kernel.name
-  if named != 'plain' and compute.attention == 'auto':
-    named = ('plain' if kernel.least is None else
-             f'{named} from {kernel.least} queries and keys on where it has the form, else plain')
-  return {'asked': compute.attention, 'platform': platform, 'used': named}
+def describe(compute: Compute) -> str:
+  """The attention of whole sequences in words: the name of the platform's kernel, or 'plain'."""
+  kernel = KERNELS.get(compute.platform or jax.default_backend())
+  if kernel is None or compute.attention == 'plain':
+    return 'plain'
+  if compute.attention == 'fused':
+    return kernel.name
+  if kernel.least is None:
+    return 'plain'
+  return f'{kernel.name} from {kernel.least} queries and keys on where it can, else plain'

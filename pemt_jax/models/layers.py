@@ -29,7 +29,7 @@ class Compute:
     dtype: activations and matrix products ('float32' or 'bfloat16'); norms, softmax and losses
       are always float32.
     scan_layers: False unrolls the loop over layers; same parameters, same numbers.
-    remat: recompute layer activations in the backward pass.
+    remat: what the backward pass recomputes of a layer, see `stack.REMAT`.
     mask_targets: self-attention of the decoder does not look at padding of the targets. As the
       padding stands last, this changes nothing but states at padding.
     attention: 'plain', 'fused' or 'auto', see `models/attention.py`.
@@ -39,7 +39,7 @@ class Compute:
 
   dtype: str = 'float32'
   scan_layers: bool = True
-  remat: bool = False
+  remat: str = 'none'
   mask_targets: bool = False
   attention: str = 'auto'
   attention_dropout: float | None = None

@@ -16,6 +16,15 @@ from pemt_jax.models.blocks import LayerInputs, StackInputs, StackSpec
 from pemt_jax.models.packing import Packing
 from pemt_jax.models.sites import Aux, Plan, SiteContext, StackShape
 
+# What the backward pass finds of a layer; it recomputes the rest. 'none' keeps everything, 'dots'
+# all matrix products, 'projections' those with weights (no logits of attention), 'full' the input.
+REMAT = {
+    'none': jax.checkpoint_policies.everything_saveable,
+    'dots': jax.checkpoint_policies.dots_saveable,
+    'projections': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'full': jax.checkpoint_policies.nothing_saveable,
+}
+
 
 @flax.struct.dataclass
 class Encoded:
@@ -124,8 +133,9 @@ class LayerStack(nn.Module):
 
   def _segment(self, layer, methods, start, stop):
     spec = self.spec.with_plan(self.spec.plan.for_layer(self.spec.stack, start))
-    if self.spec.compute.remat:
-      layer = nn.remat(layer, prevent_cse=not self.spec.compute.scan_layers, methods=methods)
+    if self.spec.compute.remat != 'none':
+      layer = nn.remat(layer, prevent_cse=not self.spec.compute.scan_layers, methods=methods,
+                       policy=REMAT[self.spec.compute.remat])
     layer, arguments = layer_experts.planned(layer, spec)
     scanned = nn.scan(
         layer, variable_axes={'params': 0, 'constants': 0}, split_rngs={'params': True},

@@ -14,20 +14,23 @@ import numpy as np
 from flax import linen as nn
 
 from pemt_jax.data.tokenizer import Tokenizer, load_tokenizer
-from pemt_jax.errors import UserError, one_of
+from pemt_jax.errors import UserError, number, one_of
 from pemt_jax.experts.library import backbone_hash
 from pemt_jax.interop import backbones
 from pemt_jax.methods.base import backbone_of, boxed_shapes, initialiser
+from pemt_jax.models.attention import FORMS
 from pemt_jax.models.bart_config import BartConfig
 from pemt_jax.models.blocks import Config
 from pemt_jax.models.families import family_of
 from pemt_jax.models.gpt2_config import GPT2Config
 from pemt_jax.models.layers import Compute
 from pemt_jax.models.roberta_config import RobertaConfig
+from pemt_jax.models.stack import REMAT
 from pemt_jax.sharding.mesh import MeshShape, make_mesh
 from pemt_jax.sharding.placement import PRECISIONS, Placement
 from pemt_jax.trees import Tree
 
+DTYPES = ('float32', 'bfloat16')
 PLAYGROUND = pathlib.Path(__file__).parent.parent / 'assets' / 'playground_t5'
 
 
@@ -125,11 +128,28 @@ def _shapes(model: mlc.ConfigDict) -> Config:
 
 
 def _compute(model: mlc.ConfigDict) -> Compute:
-  for field in ('dtype', 'frozen_dtype'):
-    if model[field] not in ('float32', 'bfloat16'):
-      raise UserError(f"model.{field} is '{model[field]}'; choose 'float32' or 'bfloat16'.")
+  allowed = {'dtype': DTYPES, 'frozen_dtype': ('auto', *DTYPES), 'remat': REMAT,
+             'attention': FORMS}
+  for field, words in allowed.items():
+    one_of(f'model.{field}', model[field], words)
+  rate = model.attention_dropout
+  if rate is not None:
+    number('model.attention_dropout', rate, 0.0 <= rate < 1.0, 'of at least 0 and below 1')
   one_of('model.matmul_precision', model.matmul_precision, PRECISIONS)
-  return Compute(model.dtype, model.scan_layers, model.remat)
+  return Compute(model.dtype, model.scan_layers, model.remat, attention=model.attention,
+                 attention_dropout=rate)
+
+
+def storage_dtype(frozen_dtype: str, platform: str = '') -> str:
+  """Storage type of frozen parameters; 'auto' is float32 on a CPU and bfloat16 elsewhere.
+
+  Args:
+    frozen_dtype: of `config.model`.
+    platform: of the devices; '' is that of the default one.
+  """
+  if frozen_dtype != 'auto':
+    return frozen_dtype
+  return 'float32' if (platform or jax.default_backend()) == 'cpu' else 'bfloat16'
 
 
 def _with_ids(shapes: Config, tokenizer: Tokenizer, given: Mapping[str, Any]) -> Config:
@@ -193,7 +213,8 @@ def as_frozen(params: Tree, dtype: str, placement: Placement = Placement()) -> T
 
   They take that type on the host, so that no device ever holds the whole model.
   """
-  kind = lambda leaf: jnp.dtype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
+  stored = jnp.dtype(storage_dtype(dtype))
+  kind = lambda leaf: stored if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
   return placement.frozen(jax.tree.map(
       lambda leaf: np.asarray(leaf).astype(kind(leaf), copy=False), params))
 

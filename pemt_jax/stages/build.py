@@ -19,12 +19,14 @@ from pemt_jax.methods.base import (
 from pemt_jax.methods.base import Backbone as Model
 from pemt_jax.methods.classification import make_text_loss, with_head
 from pemt_jax.methods.language_modelling import NAME, is_language, make_language_loss
+from pemt_jax.models import attention
 from pemt_jax.models.layers import fold_name
 from pemt_jax.models.roberta import Roberta
 from pemt_jax.models.segments import cut, join
 from pemt_jax.stages import classification, prompt_sources, prompts, route_records, task_moe
 from pemt_jax.stages.backbone import (
-    Backbone, as_frozen, load_backbone, placement_of, require_decoder_alone, require_text_to_text)
+    Backbone, as_frozen, load_backbone, placement_of, require_decoder_alone, require_text_to_text,
+    storage_dtype)
 from pemt_jax.stages.config import generation_config, options_of
 from pemt_jax.stages.decoding import TaskPredict
 from pemt_jax.stages.evaluate import Evaluator, make_predict
@@ -178,7 +180,9 @@ class Stage:
         transform_gradients=self.method.transform_gradients,
         transform_clipped=self.method.transform_clipped,
         next_constants=self.method.next_constants,
-        watch=route_records.watcher(self.method, self.specs), placement=self.start.placement)
+        watch=route_records.watcher(self.method, self.specs), placement=self.start.placement,
+        notes={'attention': attention.describe(self.backbone.compute),
+               'frozen_dtype': storage_dtype(self.config.model.frozen_dtype)})
 
 
 def splits_in_use(train: mlc.ConfigDict) -> tuple[str, ...]:

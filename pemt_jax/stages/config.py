@@ -130,11 +130,15 @@ def _model_fields() -> mlc.ConfigDict:
   model.shape = mlc.ConfigDict()  # T5Config field -> value in place of the name's (random weights)
   model.embedding = 'random'      # 'random' | 'cooccurrence' start of random weights' embedding
   model.dtype = 'float32'         # 'float32' | 'bfloat16' activations and products
-  model.frozen_dtype = 'float32'  # 'float32' | 'bfloat16' storage of frozen parameters
+  # 'float32' | 'bfloat16' storage of frozen parameters; 'auto': bfloat16 on an accelerator
+  model.frozen_dtype = 'auto'
   # 'default' | 'high' | 'highest': float32 products; 'default' rounds their inputs on accelerators
   model.matmul_precision = 'default'
   model.scan_layers = True        # loop over layers by scan; False unrolls
-  model.remat = False             # recompute activations in the backward pass
+  # 'none' | 'dots' | 'projections' | 'full': what the backward pass recomputes of a layer
+  model.remat = 'none'
+  model.attention = 'auto'        # 'auto' | 'plain' | 'fused' kernel of the platform
+  model.attention_dropout = optional(None, float)  # None: as the backbone; a kernel has 0.0 only
   return model
 
 

@@ -90,6 +90,7 @@ class Experiment:
     next_constants: see `step.StepOptions`.
     watch: (tuned, frozen, constants, replicas, step, workdir) -> None, called at every evaluation,
       as `evaluate` is, to write what the run shall keep of it; or None.
+    notes: what environment.json says besides, such as which kernels a program uses.
     placement: where arrays stand; `frozen` stands there already. Where the mesh has an axis for
       replicas, finished ones stay in the state.
   """
@@ -110,6 +111,7 @@ class Experiment:
   next_constants: Callable[..., Any] | None = None
   watch: Callable[..., None] | None = None
   placement: Placement = Placement()
+  notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def make_replica(name: str, config: Any, steps_per_epoch: int, *, seed: int | None = None,

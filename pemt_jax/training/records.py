@@ -72,13 +72,15 @@ def open_workdir(workdir: str | os.PathLike) -> pathlib.Path:
   return folder
 
 
-def write_config(folder: pathlib.Path, config: mlc.ConfigDict, resumes: bool) -> None:
+def write_config(folder: pathlib.Path, config: mlc.ConfigDict, resumes: bool,
+                 notes: Mapping[str, str] | None = None) -> None:
   """Writes config.json and environment.json.
 
   Args:
     folder: the workdir.
     config: config of this call.
     resumes: whether the workdir has a checkpoint, whose config must then be this one.
+    notes: more fields of environment.json.
 
   Raises:
     UserError: the workdir holds a run of another config.
@@ -93,7 +95,7 @@ def write_config(folder: pathlib.Path, config: mlc.ConfigDict, resumes: bool) ->
                         'another workdir.')
   if jax.process_index() == 0:
     tree_files.write_json(folder / CONFIG, new)
-    tree_files.write_json(folder / ENVIRONMENT, environment())
+    tree_files.write_json(folder / ENVIRONMENT, environment() | dict(notes or {}))
 
 
 def environment() -> dict[str, Any]:

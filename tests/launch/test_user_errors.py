@@ -61,7 +61,7 @@ def train_fails(fails, workdir, overrides):
     (['--config.seeds=(-1,)'], 'config.seeds is -1; give a number of at least 0.'),
     (['--config.seeds=(1,1)'], "two replicas are called 'rte-seed1'; list each seed of "
      'config.seeds, each rate of config.learning_rates and each expert of config.starts once.'),
-    (['--config.model.dtype=int8'], "model.dtype is 'int8'; choose 'float32' or 'bfloat16'."),
+    (['--config.model.dtype=int8'], "model.dtype is 'int8'; choose one of float32, bfloat16."),
     (['--config.prompt.init=zeros'],
      f"prompt.init is 'zeros'; choose one of {', '.join(STARTS)}."),
     (['--config.prompt.length=-1'], 'prompt.length is -1; give a number of at least 0.'),

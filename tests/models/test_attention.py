@@ -171,7 +171,7 @@ def test_the_choice_by_platform(monkeypatch):
   assert attention.choose(Compute(attention='fused', platform='tpu'), shaped(), 0.0) is (
       kernels['tpu'])
   assert attention.choose(Compute(attention='plain', platform='gpu'), shaped(), 0.0) is None
-  described = lambda **options: attention.describe(Compute(**options))['used']
+  described = lambda **options: attention.describe(Compute(**options))
   assert described(platform='gpu').startswith('cuDNN from 64 ')
   assert described(platform='tpu') == described() == described(attention='plain') == 'plain'
   assert described(platform='tpu', attention='fused') == 'Pallas'

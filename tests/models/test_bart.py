@@ -86,7 +86,7 @@ def test_padding_filler_rows_and_left_padding_of_a_prompt_change_nothing():
 
 
 @pytest.mark.parametrize('compute', [
-    Compute(scan_layers=False), pytest.param(Compute(remat=True), marks=pytest.mark.slow)],
+    Compute(scan_layers=False), pytest.param(Compute(remat='full'), marks=pytest.mark.slow)],
     ids=['unrolled', 'remat'])
 def test_unrolled_and_rematerialised_layers_give_the_same_numbers(compute):
   variables, batch = tiny.variables_of(FULL), tiny.make_batch()

@@ -76,7 +76,7 @@ FULL = planned(('lora', 'encoder/self_attention/[qv]', LoRA(2)),
 
 
 @pytest.mark.parametrize('compute', [
-    Compute(scan_layers=False), pytest.param(Compute(remat=True), marks=pytest.mark.slow)],
+    Compute(scan_layers=False), pytest.param(Compute(remat='full'), marks=pytest.mark.slow)],
     ids=['unrolled', 'remat'])
 def test_unrolled_and_rematerialised_layers_give_the_same_numbers(compute):
   variables, batch = variables_of(FULL), make_batch()

@@ -14,7 +14,9 @@ from pemt_jax.methods import pemt
 from pemt_jax.methods.base import boxed_shapes
 from pemt_jax.models.layers import Compute
 from pemt_jax.models.sites import Plan, Rule
+from pemt_jax.models.stack import REMAT
 from pemt_jax.models.t5 import T5
+from pemt_jax.training.flops import count_flops
 from pemt_jax.trees import flatten
 from tests import tiny
 
@@ -56,7 +58,7 @@ def test_logits_equal_huggingface(family, tmp_path):
 
 
 @pytest.mark.parametrize('compute', [
-    tiny.UNROLLED, pytest.param(Compute(remat=True), marks=pytest.mark.slow)],
+    tiny.UNROLLED, pytest.param(Compute(remat='full'), marks=pytest.mark.slow)],
     ids=['unrolled', 'remat'])
 def test_unrolled_and_rematerialised_layers_give_the_same_numbers(compute):
   method = tiny.stage2()
@@ -69,6 +71,22 @@ def test_unrolled_and_rematerialised_layers_give_the_same_numbers(compute):
   np.testing.assert_allclose(loss, loss2, rtol=1e-6)
   tiny.assert_trees_close(metrics, metrics2)
   tiny.assert_trees_close(grads, grads2, rtol=1e-4)
+
+
+def _sum_of_logits(model, batch, params):
+  return tiny.forward(model, {'params': params}, batch)[0].sum()
+
+
+def test_what_the_backward_pass_recomputes():
+  """Attention has the products without weights; nothing is recomputed where all products stay."""
+  params = tiny.variables_of(T5(tiny.CONFIG))['params']
+  batch, flops = tiny.make_batch(), {}
+  for remat in REMAT:
+    model = T5(tiny.CONFIG, compute=Compute(remat=remat))
+    total = functools.partial(_sum_of_logits, model, batch)
+    flops[remat] = count_flops(jax.grad(total), params)
+  assert flops['none'] == flops['dots'] < flops['projections'] < flops['full']
+  assert flops['full'] < flops['none'] + count_flops(total, params)
 
 
 def test_every_key_gives_other_logits():
