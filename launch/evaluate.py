@@ -26,6 +26,8 @@ TASKS = flags.DEFINE_list('tasks', [], 'Tasks to score an expert of several task
 VECTORS = flags.DEFINE_string('task_vectors', None, 'Folder of task vectors that routed layers '
                               'read in place of the trained ones.')
 
+cli.define_process_flags()
+
 
 def main(_: list[str]) -> None:
   """Scores every expert and writes `evaluation.<split>.json` into the folder."""

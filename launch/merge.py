@@ -43,6 +43,8 @@ ROUNDS = flags.DEFINE_integer('rounds', 3, 'Rounds of the search.')
 SIMPLEX = flags.DEFINE_bool('simplex', True, 'Search among weights at least 0 with sum 1.')
 SEED = flags.DEFINE_integer('seed', 0, 'Of DARE, of drawn labels and of the search.')
 
+cli.define_process_flags()
+
 
 def main(_: list[str]) -> None:
   """Writes the merged experts and prints their folders."""

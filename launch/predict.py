@@ -26,6 +26,8 @@ VECTORS = flags.DEFINE_string('task_vectors', None, 'Folder with the vector of -
                               'routed layers read in place of a trained one.')
 TASK = flags.DEFINE_string('task', '', 'Task of the rows, for an expert of several tasks.')
 
+cli.define_process_flags()
+
 
 def main(_: list[str]) -> None:
   """Predicts and prints how many rows were written."""

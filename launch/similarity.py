@@ -39,6 +39,8 @@ CHUNK = flags.DEFINE_integer('chunk', 0, 'Sources at a time; 0 chooses by size.'
 ZERO_SHOT = flags.DEFINE_bool('zero_shot', False, 'Write zero_result_dev.tsv too.')
 GAINS = flags.DEFINE_string('gains', '', 'Table target, then source,gain: write a report.')
 
+cli.define_process_flags()
+
 
 def main(_: list[str]) -> None:
   """Writes the tables and prints the best source of each target."""

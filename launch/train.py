@@ -19,6 +19,8 @@ from pemt_jax.sharding import processes
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Stage config.', lock_config=True)
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
 
+cli.define_process_flags()
+
 
 def main(_: list[str]) -> None:
   """Runs the stage and prints one line per replica."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import functools
 import os
 import re
 import sys
@@ -28,10 +29,10 @@ _LONGEST, _END = 2000, 400  # characters of a sentence, and of its end
 _CONFIG_FAILED = 'Error whilst parsing config file'
 # Option, variable of the environment, meaning.
 _PROCESSES = (
-    ('coordinator_address', 'JAX_COORDINATOR_ADDRESS',
+    ('coordinator_address', 'PEMT_COORDINATOR_ADDRESS',
      "host:port of the first of several processes, or 'auto' on a TPU pod or under Slurm"),
-    ('process_count', 'JAX_PROCESS_COUNT', 'Number of processes'),
-    ('process_index', 'JAX_PROCESS_INDEX', 'Index of this process, from 0'),
+    ('process_count', 'PEMT_PROCESS_COUNT', 'Number of processes'),
+    ('process_index', 'PEMT_PROCESS_INDEX', 'Index of this process, from 0'),
 )
 
 
@@ -47,19 +48,21 @@ def run(main: Callable[[list[str]], int | None],
   Args:
     main: function of the remaining arguments (the program name only); returns None or an exit code.
     as_member: `sharding.processes.as_member`, for a command that several processes may run
-      together; it gets options that say which of them this one is.
+      together; `define_process_flags` gives it the options that say which of them this one is.
 
   Raises:
     SystemExit: always; the code is what `main` returned, 2 after a user mistake, 130 after Ctrl-C.
   """
-  if as_member is None:
-    app.run(lambda argv: _guarded(main, argv), flags_parser=_parse_or_exit)
+  command = main if as_member is None else functools.partial(_alone_or_member, main, as_member)
+  app.run(lambda argv: _guarded(command, argv), flags_parser=_parse_or_exit)
+
+
+def define_process_flags() -> None:
+  """Defines the options of a command that several processes may run together, see `run`."""
   for name, variable, about in _PROCESSES:
     flags.DEFINE_string(name, None, f'{about}; the default is {variable} in the environment.')
   flags.DEFINE_integer('process_timeout', 300, 'Seconds to wait until all processes have started.',
                        lower_bound=1)
-  app.run(lambda argv: _guarded(lambda rest: _alone_or_member(main, as_member, rest), argv),
-          flags_parser=_parse_or_exit)
 
 
 def _alone_or_member(main, as_member, argv: list[str]) -> int | None:
