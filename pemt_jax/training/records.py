@@ -26,7 +26,8 @@ TIMES = 'times.json'
 
 # Fields that a resumed run may change: they do not alter its numbers.
 _FREE = tuple(f'train.{name}' for name in (
-    'log_every', 'checkpoint_every', 'keep', 'progress', 'tensorboard')) + tuple(
+    'log_every', 'checkpoint_every', 'keep', 'progress', 'tensorboard', 'profile',
+    'profile_steps', 'peak_flops')) + tuple(
         f'mesh.{axis}' for axis in ('data', 'fsdp', 'tensor', 'expert', 'replica'))
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'ml-collections',
