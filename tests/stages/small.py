@@ -10,10 +10,12 @@ import numpy as np
 from pemt_jax.data import playground
 from pemt_jax.data.tokenizer import train_word_tokenizer
 from pemt_jax.experts.library import load_expert
-from pemt_jax.interop import bart_files, huggingface
+from pemt_jax.interop import bart_files, gpt2_files, huggingface
 from pemt_jax.methods.base import initialiser
 from pemt_jax.models.bart import Bart
 from pemt_jax.models.bart_config import BartConfig
+from pemt_jax.models.gpt2 import GPT2
+from pemt_jax.models.gpt2_config import GPT2Config
 from pemt_jax.models.t5 import T5
 from pemt_jax.models.t5_config import T5Config
 from pemt_jax.stages.config import base_config
@@ -45,6 +47,16 @@ def write_bart(folder):
                       pad_id=0, bos_id=1, eos_id=1, start_id=1)
   params, _ = initialiser(Bart(config))(jax.random.key(0))
   bart_files.save_bart(folder, config, jax.tree.map(np.asarray, params))
+  return str(folder)
+
+
+def write_gpt2(folder):
+  """Writes a random GPT-2 with a tokenizer of the playground's words."""
+  tokenizer = train_word_tokenizer(playground.vocabulary(), folder, sentinels=0)
+  config = GPT2Config(tokenizer.vocab_size, 16, 2, 24, 1, positions=40, pad_id=0, start_id=1,
+                      eos_id=1)
+  params, _ = initialiser(GPT2(config))(jax.random.key(0))
+  gpt2_files.save_gpt2(folder, config, jax.tree.map(np.asarray, params))
   return str(folder)
 
 

@@ -1,4 +1,4 @@
-"""Switch with MPO experts as a stage: training, load of experts, an expert that is opened again."""
+"""Cores and routed feed-forwards as stages: training, load of experts, experts opened again."""
 
 from __future__ import annotations
 
@@ -37,11 +37,28 @@ def test_experts_move_apart_and_frozen_cores_are_not_stored(trained):
   assert np.abs(first - second).max() > 0
 
 
-def test_an_expert_gives_its_scores_again(trained):
-  name, folder = next(iter(trained.experts.items()))
+def assert_scores_come_again(result):
+  (name, folder), *_ = result.experts.items()
   loaded = open_expert(folder)
   replica = loaded.stage.experiment().replicas[0]
   scores = loaded.stage.evaluator(loaded.tuned, loaded.stage.start.frozen, loaded.constants,
                                   (replica,), 'test')[0]
-  wanted = trained.trained.results[name]['final_metrics']
+  wanted = result.trained.results[name]['final_metrics']
   np.testing.assert_allclose(scores['loss'], wanted['loss'], rtol=1e-4)
+
+
+def test_an_expert_gives_its_scores_again(trained):
+  assert_scores_come_again(trained)
+
+
+@pytest.mark.parametrize('write', [small.write_bart, small.write_gpt2])
+def test_cores_and_experts_together_run_on_other_backbones(write, tmp_path):
+  config = small.config_of('top2+mpo', write(tmp_path / 'backbone'), small.SOURCES[:1], steps=1,
+                           train__eval_every=1)
+  config.method.top2.update({'experts': 'mpo', 'count': 3, 'cores': 3})
+  config.method.mpo.update({'components': ('word_embed', 'attention'), 'cores': 3,
+                            'embed_rank': 8})
+  result = run_stage(config, tmp_path / 'run')
+  loss, = (value['final_metrics']['loss'] for value in result.trained.results.values())
+  assert np.isfinite(loss)
+  assert_scores_come_again(result)
