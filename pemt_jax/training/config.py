@@ -9,7 +9,7 @@ from ml_collections import config_dict
 
 from pemt_jax.errors import UserError
 from pemt_jax.methods.base import REDUCTIONS
-from pemt_jax.training import optimisers, schedules
+from pemt_jax.training import optimisers, profiling, schedules
 
 
 def _steps_or_word(word: str) -> config_dict.FieldReference:
@@ -70,6 +70,9 @@ def default_train_config() -> mlc.ConfigDict:
   config.best_trees = 'disk'     # 'disk' | 'memory': a run that is stopped starts again
   config.keep = 1                # run checkpoints to keep, >= 1 (best steps are kept apart)
   config.progress = 'auto'       # 'auto' (only in a terminal) | 'always' | 'never'
+  config.profile = ''            # folder for a trace of JAX's profiler; '' traces nothing
+  config.profile_steps = '10:15'  # first and last traced step of this call, the first one is 1
+  config.peak_flops = 0.0        # operations per second of all devices, for utilisation; 0: unknown
   config.tensorboard = True      # whether to write TensorBoard files beside metrics.jsonl
   return config
 
@@ -101,11 +104,13 @@ def check_train_config(config: mlc.ConfigDict) -> None:
       'vanishing_loss': config.vanishing_loss >= 0,
       'eval_after': config.eval_after >= 0,
       'log_every': config.log_every >= 1, 'keep': config.keep >= 1,
+      'peak_flops': config.peak_flops >= 0,
   }
   for name, right in ranges.items():
     if not right:
       raise UserError(f'config.train.{name} is {config[name]}, which is out of range; see '
                       'pemt_jax/training/config.py for the ranges.')
+  profiling.steps_of(config.profile_steps)
   words = {
       'optimizer': tuple(optimisers.OPTIMISERS), 'schedule': tuple(schedules.SCHEDULES),
       'counters': optimisers.COUNTERS, 'reduction': REDUCTIONS,

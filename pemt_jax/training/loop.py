@@ -12,7 +12,8 @@ import numpy as np
 
 from pemt_jax.experts import tree_files
 from pemt_jax.sharding import processes
-from pemt_jax.training import config as config_lib, display, lock, records, run as run_lib
+from pemt_jax.training import config as config_lib, display, lock, profiling, records
+from pemt_jax.training import run as run_lib
 from pemt_jax.training.experiment import Experiment, Replica
 from pemt_jax.training.interruption import Interruption, RunInterrupted
 
@@ -66,9 +67,13 @@ def _train(experiment: Experiment, config: Any, workdir: pathlib.Path) -> TrainR
   records.write_config(run.workdir, config, bool(run.store.steps()), experiment.notes)
   run.restore_or_start()
   longest = max(replica.total_steps for replica in experiment.replicas)
-  with Interruption() as interruption, run, display.Bar(options.progress, run.step, longest) as bar:
+  trace = profiling.Trace(options.profile, options.profile_steps)
+  bar = display.Bar(options.progress, run.step, longest)
+  with Interruption() as interruption, run, bar, trace:
     while run.live:
+      trace.before()
       metrics = run.update()
+      trace.after(metrics)
       bar.advance()
       due = run.due()
       if due or run.step % options.log_every == 0:

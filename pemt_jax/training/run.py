@@ -15,8 +15,10 @@ from pemt_jax.errors import UserError
 from pemt_jax.experts import tree_files
 from pemt_jax.sharding import placement, processes
 from pemt_jax.training import checkpoints, display, optimisers, records
-from pemt_jax.training import schedules, state as state_lib, step as step_lib, waiting
+from pemt_jax.training import schedules, state as state_lib, step as step_lib, usage as usage_lib
+from pemt_jax.training import waiting
 from pemt_jax.training.experiment import Experiment, Replica
+from pemt_jax.training.flops import count_flops
 from pemt_jax.training.progress import Progress, evaluation_is_due
 
 
@@ -90,6 +92,9 @@ class Run:
     self.streams = {r.name: self.experiment.stream(r) for r in self.live}
     for name, position in positions.items():
       self.streams[name].set_state(position)
+    self.usage = usage_lib.Usage(self.workdir, self.clock.seconds, self.options.peak_flops)
+    if self.live:  # A finished run that is asked again uses nothing.
+      self.usage.begin(self.step, usage_lib.logged_step(self.workdir / records.METRICS))
     self.writer = records.MetricWriter(self.workdir, self.step, self.options.tensorboard)
     self._prepare_members()
     self.train_step = self._make_step()
@@ -145,10 +150,12 @@ class Run:
       # A finished member that is still in the state reads another one's batch, without effect.
       batch = self.experiment.stack([drawn.get(r.name, drawn[live[0]]) for r in self.members])
     shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch))
-    with self.clock.phase('step' if shapes in self._shapes else 'compilation'):
+    timed = shapes in self._shapes
+    with self.clock.phase('step' if timed else 'compilation'):
       batch = self.placement.batch(batch, part=self.part)
       self.state, metrics = self.train_step(self.state, self.frozen, batch, self.rates)
     self._shapes.add(shapes)
+    self.usage.add(shapes, lambda: self._count_flops(batch), timed)
     self.step += 1
     for name in live:
       self.progress[name].step = self.step
@@ -156,6 +163,11 @@ class Run:
         self.experiment.batch_ids(drawn[r.name]) if r.name in drawn else () for r in self.members]
     self.meter.add({name: self.experiment.count_tokens(rows) for name, rows in drawn.items()})
     return metrics
+
+  def _count_flops(self, batch: Any) -> float:
+    """Operations of a step with this batch; from shapes, on the host."""
+    arrays = jax.eval_shape(lambda *args: args, self.state, self.frozen, batch, self.rates)
+    return count_flops(self.train_step, *arrays)
 
   def _draw(self, name: str) -> dict[str, np.ndarray]:
     try:
@@ -173,6 +185,7 @@ class Run:
       values = placement.fetch(metrics)
     self._check_finite()
     seconds, steps_per_second, tokens_per_second = self.meter.read()
+    used = {f'train/{name}': value for name, value in self.usage.read(seconds).items()}
     if self.part is not None:
       share = len(self.part.places) / self.part.rows
       tokens_per_second = {name: own / share
@@ -184,7 +197,7 @@ class Run:
       mine = {f'train/{name}': value[index] for name, value in values.items() if name != 'finite'}
       self.writer.write(self.step, replica.name, {
           **mine, 'train/steps_per_second': steps_per_second,
-          'train/tokens_per_second': tokens_per_second.get(replica.name, 0.0)})
+          'train/tokens_per_second': tokens_per_second.get(replica.name, 0.0), **used})
       self.progress[replica.name].seconds += seconds
       self.losses[replica.name] = float(values['loss'][index])
     return float(np.mean(list(self.losses.values()))), sum(tokens_per_second.values())
@@ -289,6 +302,7 @@ class Run:
           'streams': {name: stream.get_state() for name, stream in self.streams.items()}})
       self._prune()
     self._write_times()
+    self.usage.save(self.step, self.store.steps())
 
   def _write_times(self) -> None:
     """Writes the seconds of all phases, of earlier calls too."""
@@ -311,3 +325,4 @@ class Run:
     with self.clock.phase('checkpoint'):
       self.store.close()
     self._write_times()
+    self.usage.write()

@@ -14,7 +14,8 @@ from pemt_jax.errors import UserError
 from pemt_jax.training import interruption, loop, run as run_lib
 from tests.training import toy
 
-TIMES = ('train/steps_per_second', 'train/tokens_per_second')
+TIMES = ('train/steps_per_second', 'train/tokens_per_second', 'train/flops_per_second',
+         'train/input_share')
 
 
 def weights(result):
