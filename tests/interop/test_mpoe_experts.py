@@ -95,7 +95,7 @@ def theirs(folder, inputs, mask, targets):
   model = kind.from_pretrained(folder).eval()
   more = {} if targets is None else {'decoder_input_ids': torch.from_numpy(targets).long()}
   with torch.no_grad():
-    return model(torch.from_numpy(inputs).long(), torch.from_numpy(mask).long(),
+    return model(torch.from_numpy(inputs).long(), attention_mask=torch.from_numpy(mask).long(),
                  **more).logits.numpy()
 
 
