@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import errno
 import functools
+import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from absl import app
@@ -27,6 +28,10 @@ _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, 
             errno.EIO)
 _LONGEST, _END = 2000, 400  # characters of a sentence, and of its end
 _CONFIG_FAILED = 'Error whilst parsing config file'
+_CACHE_BYTES = 4 * 2**30
+_CACHE = flags.DEFINE_string(
+    'compilation_cache', None, 'Folder for compiled programs; an empty one keeps none. The default'
+    ' is JAX_COMPILATION_CACHE_DIR in the environment, else the cache folder of the user.')
 # Option, variable of the environment, meaning.
 _PROCESSES = (
     ('coordinator_address', 'PEMT_COORDINATOR_ADDRESS',
@@ -118,6 +123,45 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
   return rest
 
 
+def cache_settings(folder: str | None, environment: Mapping[str, str]) -> dict[str, Any]:
+  """Settings of JAX under which compiled programs outlive a command.
+
+  Args:
+    folder: for the programs; '' keeps none, None goes by the environment.
+    environment: variables. A folder of JAX's own variable stands as it is, without a bound.
+
+  Returns:
+    name -> value; {} changes nothing. The folder of the user is bounded: programs that were not
+    used for the longest time go first.
+  """
+  if folder == '':
+    return {'jax_enable_compilation_cache': False}
+  if folder is None and environment.get('JAX_COMPILATION_CACHE_DIR'):
+    return {}
+  home = environment.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
+  folder = folder or os.path.join(home, 'pemt_jax', 'programs')
+  try:
+    os.makedirs(folder, exist_ok=True)
+  except OSError:  # A user without a home, or a read-only one.
+    return {}
+  found = {'jax_compilation_cache_dir': folder, 'jax_persistent_cache_min_compile_time_secs': 0.1}
+  if importlib.util.find_spec('filelock'):  # JAX needs it for the bound.
+    found['jax_compilation_cache_max_size'] = _CACHE_BYTES
+  return found
+
+
+def _keep_programs(settings: Mapping[str, Any]) -> None:
+  """Makes settings of JAX, which is not imported for them; what the environment says stands."""
+  jax = sys.modules.get('jax')
+  for name, value in settings.items():
+    variable = name.upper()
+    if variable in os.environ and name != 'jax_compilation_cache_dir':
+      continue
+    os.environ[variable] = str(value).lower() if isinstance(value, bool) else str(value)
+    if jax is not None:
+      jax.config.update(name, value)
+
+
 def unknown_key_sentence(config: config_dict.ConfigDict, key: str, name: str, file: str) -> str:
   """The sentence for an override of a key that a config does not have.
 
@@ -159,6 +203,7 @@ def _parse_or_exit(argv: Sequence[str]) -> list[str]:
 def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int | None:
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)
+  _keep_programs(cache_settings(_CACHE.value, os.environ))
   try:
     return main(argv)
   except UserError as error:

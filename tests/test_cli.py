@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from pemt_jax import cli
+
 SCRIPT = """
 from absl import flags
 from ml_collections import config_flags
@@ -106,3 +108,15 @@ def test_a_defect_keeps_its_traceback(call, arguments):
   code, _, stderr = call(*arguments)
   assert code == 1
   assert 'Traceback' in stderr and 'a defect' in stderr
+
+
+def test_compiled_programs_are_kept_in_a_bounded_folder_unless_told_otherwise(tmp_path):
+  kept = cli.cache_settings(None, {'XDG_CACHE_HOME': str(tmp_path)})
+  assert kept['jax_compilation_cache_dir'] == str(tmp_path / 'pemt_jax' / 'programs')
+  assert kept['jax_compilation_cache_max_size'] == 4 * 2**30
+  assert cli.cache_settings(None, {'JAX_COMPILATION_CACHE_DIR': 'mine'}) == {}
+  assert cli.cache_settings('', {}) == {'jax_enable_compilation_cache': False}
+  mine = cli.cache_settings(str(tmp_path / 'own'), {'JAX_COMPILATION_CACHE_DIR': 'mine'})
+  assert mine['jax_compilation_cache_dir'] == str(tmp_path / 'own')
+  (tmp_path / 'file').touch()
+  assert cli.cache_settings(None, {'XDG_CACHE_HOME': str(tmp_path / 'file')}) == {}
