@@ -14,9 +14,9 @@ import math
 import os
 import pathlib
 import pickle
-import pickletools
 import re
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -28,15 +28,14 @@ from pemt_jax.errors import UserError
 
 JSON_BYTES = 32 << 20  # of a card, config, index or result; rows have a line each and no bound
 JSON_DEPTH = 64
-_FREE_BYTES, _RATIO = 64 << 20, 100  # what a packed file may unpack to: this, and a multiple
-_REPEATED_TUPLES = 64
-_ALIASES = 64  # how often a torch file may show one storage, on average
-_ZIP = b'PK\x03\x04'
+FREE_BYTES, _RATIO = 64 << 20, 100  # what a packed file may unpack to: this, and a multiple
+ZIP = b'PK\x03\x04'
 _TYPES = {'BOOL', 'U8', 'I8', 'U16', 'I16', 'U32', 'I32', 'U64', 'I64', 'F16', 'BF16', 'F32', 'F64'}
 # What wrong content raises in code that takes it apart.
 WRONG = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError,
-         OSError, RuntimeError, SyntaxError, TypeError, ValueError, pickle.UnpicklingError, re.error,
-         struct.error, zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error)
+         OSError, RuntimeError, SyntaxError, TypeError, ValueError, pickle.UnpicklingError,
+         re.error, struct.error, tokenize.TokenError, zipfile.BadZipFile, zipfile.LargeZipFile,
+         zlib.error)
 
 
 @contextlib.contextmanager
@@ -74,7 +73,7 @@ def reason_of(error: BaseException) -> str:
 
 def most_unpacked(size: int) -> int:
   """Bytes that a packed file of `size` bytes may unpack to."""
-  return _FREE_BYTES + _RATIO * size
+  return FREE_BYTES + _RATIO * size
 
 
 def inside(folder: str | os.PathLike, name: Any, place: str | os.PathLike,
@@ -104,12 +103,24 @@ def inside(folder: str | os.PathLike, name: Any, place: str | os.PathLike,
                   ' there and name it without a way up.')
 
 
+def require_file(path: str | os.PathLike) -> None:
+  """Checks that a path is a plain file: a pipe could be waited for, a device read for ever.
+
+  Raises:
+    UserError: it is not, or is absent.
+  """
+  if not os.path.isfile(path):
+    state = 'is no plain file' if os.path.exists(path) else 'does not exist'
+    raise UserError(f"'{path}' {state}; check the path.")
+
+
 def read_text(path: str | os.PathLike, most: int = JSON_BYTES) -> str:
   """Reads a text file in UTF-8, with or without a byte order mark.
 
   Raises:
     UserError: it cannot be read, is too large or is no UTF-8.
   """
+  require_file(path)
   try:
     with open(path, 'rb') as file:
       content = file.read(most + 1)
@@ -213,6 +224,7 @@ class _Bounded(io.RawIOBase):
 
 def open_bytes(path: str | os.PathLike) -> BinaryIO:
   """Opens a file, unpacking one that ends with `.gz`; it must not unpack to absurdly much."""
+  require_file(path)
   path = pathlib.Path(path)
   return io.BufferedReader(_Bounded(path), 1 << 20) if path.suffix == '.gz' else path.open('rb')
 
@@ -230,28 +242,32 @@ def load_arrays(path: str | os.PathLike) -> Any:
 
   Raises:
     ValueError: headers that promise more than the file holds, or anything that is no array.
-    OSError: the file cannot be read.
   """
+  require_file(path)
   path = pathlib.Path(path)
   size = path.stat().st_size
-  with open(path, 'rb') as file:
-    packed = file.read(len(_ZIP)) == _ZIP
-    file.seek(0)
-    if not packed:
-      _check_header(file, size)
-      file.seek(0)
-      return np.lib.format.read_array(file, allow_pickle=False)
   try:
-    with zipfile.ZipFile(path) as archive:
-      if sum(entry.file_size for entry in archive.infolist()) > most_unpacked(size):
-        raise ValueError(f'its entries unpack to more than {_RATIO} times its size')
-      for entry in archive.infolist():
-        with archive.open(entry) as file:
-          _check_header(file, entry.file_size)
+    with open(path, 'rb') as file:
+      packed = file.read(len(ZIP)) == ZIP
+      file.seek(0)
+      if not packed:
+        _check_header(file, size)
+        file.seek(0)
+        return np.lib.format.read_array(file, allow_pickle=False)
+    _check_archive(path, size)
     with np.load(path, allow_pickle=False) as arrays:
       return dict(arrays)
   except WRONG as error:
     raise ValueError(reason_of(error)) from error
+
+
+def _check_archive(path: pathlib.Path, size: int) -> None:
+  with zipfile.ZipFile(path) as archive:
+    if sum(entry.file_size for entry in archive.infolist()) > most_unpacked(size):
+      raise ValueError(f'its entries unpack to more than {_RATIO} times its size')
+    for entry in archive.infolist():
+      with archive.open(entry) as file:
+        _check_header(file, entry.file_size)
 
 
 def _check_header(file: Any, size: int) -> None:
@@ -273,6 +289,7 @@ def open_safetensors(path: str | os.PathLike) -> Any:
   """
   import safetensors
 
+  require_file(path)
   try:
     file = safetensors.safe_open(str(path), framework='np')
     types = {name: file.get_slice(name).get_dtype() for name in file.keys()}
@@ -284,81 +301,3 @@ def open_safetensors(path: str | os.PathLike) -> Any:
       raise UserError(f"'{path}' has '{name}' as {kind}; write it again as one of"
                       f" {', '.join(sorted(_TYPES))}.")
   return file
-
-
-def check_torch(path: str | os.PathLike) -> None:
-  """Checks a torch file before torch opens it: nothing packed, no sizes beyond the file's.
-
-  Raises:
-    ValueError: a file that torch does not write; the text is a reason.
-    OSError: it cannot be read.
-  """
-  size = os.path.getsize(path)
-  with open(path, 'rb') as file:
-    if file.read(len(_ZIP)) != _ZIP:
-      file.seek(0)
-      for _ in range(5):  # magic number, protocol, system, content, keys
-        _check_pickle(file, size)
-      return
-  try:
-    with zipfile.ZipFile(path) as archive:
-      entries = archive.infolist()
-      names = {entry.filename for entry in entries}
-      if len(names) < len(entries) or sum(entry.file_size for entry in entries) > size or any(
-          entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise ValueError('an archive with packed or repeated entries')
-      for entry in entries:
-        if entry.filename.endswith('.pkl'):
-          _check_pickle(archive.open(entry), size)
-  except WRONG as error:
-    raise ValueError(reason_of(error)) from error
-
-
-def _check_pickle(file: Any, size: int) -> None:
-  """Walks over the instructions of a pickle, none of which is followed.
-
-  Tuples that hold a tuple many times, level by level, would take for ever to hash; a storage or an
-  array of bytes could claim any size.
-  """
-  tuples: set[int] = set()
-  made_tuple, repeated, number = False, 0, 0
-  for code, argument, _ in pickletools.genops(file):
-    if code.name in ('GLOBAL', 'INST') and argument.endswith(' bytearray'):
-      raise ValueError('an array of bytes, which is no tensor')
-    if code.name == 'BINPERSID' and number > size:
-      raise ValueError(f'a storage of {number} numbers in {size} bytes')
-    if code.name in ('BINPUT', 'LONG_BINPUT'):
-      if made_tuple:
-        tuples.add(argument)
-      continue
-    own = code.name in ('BINGET', 'LONG_BINGET') and argument in tuples
-    repeated += own
-    if repeated > _REPEATED_TUPLES:
-      raise ValueError('tuples that repeat tuples')
-    made_tuple = own or code.name.startswith('TUPLE')
-    if type(argument) is int and code.name not in ('BINGET', 'LONG_BINGET'):
-      number = argument
-
-
-def check_tensors(tensors: Any, size: int, torch: Any) -> None:
-  """Checks tensors of a file: plain ones on the CPU, each within its storage.
-
-  Args:
-    tensors: name -> tensor.
-    size: bytes of the file.
-    torch: the module.
-
-  Raises:
-    ValueError: a tensor of another kind; the text is a reason.
-  """
-  total = 0
-  for name, tensor in tensors.items():
-    plain = tensor.layout == torch.strided and tensor.device.type == 'cpu'
-    if not plain or tensor.is_quantized or tensor.is_nested:
-      raise ValueError(f'{name!r} is no plain tensor')
-    count = tensor.numel() * tensor.element_size()
-    if count > tensor.untyped_storage().nbytes():
-      raise ValueError(f'{name!r} has {count} bytes, its storage fewer')
-    total += count
-  if total > _FREE_BYTES + _ALIASES * size:
-    raise ValueError(f'tensors of {total} bytes in a file of {size}')

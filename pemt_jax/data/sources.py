@@ -214,8 +214,8 @@ def _bounded(batches: Iterator[Any], path: pathlib.Path) -> Iterator[Any]:
   for batch in batches:
     left -= batch.nbytes + batch.num_rows  # a column of nulls has no bytes
     if left < 0:
-      raise UserError(f"file '{path}' unpacks to far more than its size; write it again as JSONL if "
-                      'it is right.')
+      raise UserError(f"file '{path}' unpacks to far more than its size; write it again as JSONL"
+                      ' if it is right.')
     yield batch
 
 

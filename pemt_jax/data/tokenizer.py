@@ -17,7 +17,7 @@ from typing import Any
 
 from pemt_jax import guards
 from pemt_jax.data.tokenizer_backends import (
-    EOS, PAD, UNK, Backend, FastBackend, SentencePieceBackend, sentinel_name)
+    EOS, PAD, UNK, Backend, FastBackend, SentencePieceBackend, library, sentinel_name)
 from pemt_jax.errors import UserError
 
 MASKS = ('<mask>', '[MASK]')
@@ -202,13 +202,8 @@ def load_tokenizer(name_or_folder: str | Path) -> Tokenizer:
 
 def _read_fast(path: Path) -> FastBackend:
   import tokenizers
-  try:
+  with library(f'Cannot read tokenizer file {str(path)!r}'):
     return FastBackend(tokenizers.Tokenizer.from_file(str(path)))
-  except (KeyboardInterrupt, SystemExit):
-    raise
-  except BaseException as error:  # Bare Exception for a bad file; a panic is no Exception at all.
-    raise UserError(f'Cannot read tokenizer file {str(path)!r} ({_short(error)}); fetch it again.'
-                   ) from error
 
 
 def _read_spiece(path: Path, sentinels: int) -> SentencePieceBackend:
@@ -219,7 +214,7 @@ def _read_spiece(path: Path, sentinels: int) -> SentencePieceBackend:
                    ) from error
 
 
-def _short(error: BaseException) -> str:
+def _short(error: Exception) -> str:
   return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip('.')[:120]
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+import contextlib
 from pathlib import Path
 import re
 from typing import Any, Protocol
+
+from pemt_jax.errors import UserError
 
 PAD, EOS, UNK = '<pad>', '</s>', '<unk>'
 _CHUNK = 8192  # texts handed to the parallel encoder at once; bounds the memory of its records
@@ -40,6 +44,25 @@ class Backend(Protocol):
     """Writes the vocabulary; returns what tokenizer_config.json must say besides its tokens."""
 
 
+@contextlib.contextmanager
+def library(doing: str) -> Iterator[None]:
+  """Around calls of `tokenizers`, which raises bare exceptions and, where it panics, worse.
+
+  Args:
+    doing: start of the sentence, such as "Cannot read tokenizer file 'x'".
+
+  Raises:
+    UserError: the library failed.
+  """
+  try:
+    yield
+  except (KeyboardInterrupt, SystemExit):
+    raise
+  except BaseException as error:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip('.')[:120]
+    raise UserError(f'{doing} ({reason}); fetch it again.') from error
+
+
 class FastBackend:
   """The `tokenizers` library; encodes a list of texts on all cores."""
 
@@ -56,14 +79,16 @@ class FastBackend:
     """Ids of each text, eos included."""
     rows: list[list[int]] = []
     for start in range(0, len(texts), _CHUNK):
-      found = self._tokenizer.encode_batch_fast(
-          texts[start:start + _CHUNK], add_special_tokens=self._specials)
+      with library('The vocabulary of the tokenizer fails on a text'):
+        found = self._tokenizer.encode_batch_fast(
+            texts[start:start + _CHUNK], add_special_tokens=self._specials)
       rows += [encoding.ids for encoding in found]
     return rows
 
   def decode(self, ids: list[list[int]]) -> list[str]:
     """Texts without special tokens."""
-    return self._tokenizer.decode_batch(ids, skip_special_tokens=True)
+    with library('The vocabulary of the tokenizer fails on ids'):
+      return self._tokenizer.decode_batch(ids, skip_special_tokens=True)
 
   def token_id(self, token: str) -> int | None:
     """Id of a token, or None."""

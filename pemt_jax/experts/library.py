@@ -155,6 +155,7 @@ def load_expert(folder: str | os.PathLike, expected: Any = None) -> tuple[Any, A
     return tree['tuned'], {}, card
   place = folder / CHECKPOINT
   written = tree_files.read_json(place / tree_files.MANIFEST)
+  tree_files.check_form(written, place / tree_files.MANIFEST)
   tree_files.check_description(written, card.shapes, place)
   tree = tree_files.read_tree(place, expected)
   return tree.get('tuned', {}), tree.get('constants', {}), card

@@ -146,6 +146,9 @@ def _open(path: pathlib.Path) -> tuple[Any, Mapping[str, list[int]]]:
                     ' wrote.')
   with guards.reading(path, 'copy it again'):
     shapes = guards.parse_json(metadata[_MASKS])
+    absent = set(shapes) - set(file.keys())
+    if absent:
+      raise ValueError(f'{min(absent)!r} is missing')
     for name, shape in shapes.items():
       _check_mask(file.get_slice(name), name, shape)
   return file, shapes

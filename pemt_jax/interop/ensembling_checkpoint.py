@@ -16,7 +16,7 @@ import numpy as np
 
 from pemt_jax import guards
 from pemt_jax.errors import UserError
-from pemt_jax.interop import ensembling_original, files, names
+from pemt_jax.interop import ensembling_original, files, names, torch_checks
 from pemt_jax.interop.ensembling_original import EnsemblingLayout
 from pemt_jax.models.t5_config import T5Config
 from pemt_jax.trees import Tree
@@ -122,7 +122,7 @@ def read(path: str | pathlib.Path) -> Checkpoint:
   torch = files.import_torch()
   serialization = torch.serialization
   try:
-    guards.check_torch(path)
+    torch_checks.check_file(path)
     unknown = serialization.get_unsafe_globals_in_checkpoint(str(path))
     with serialization.safe_globals([(_Inert, name) for name in unknown]):
       loaded = torch.load(path, map_location='cpu', weights_only=True)
@@ -154,7 +154,7 @@ def _checkpoint(loaded, path, torch):
       isinstance(value, torch.Tensor) for value in delta.values()):
     raise UserError(f"'{path}' has no tensors under '{key}', where tune_method"
                     f" '{flags['tune_method']}' keeps them; give another file.")
-  guards.check_tensors(delta, path.stat().st_size, torch)
+  torch_checks.check_tensors(delta, path.stat().st_size, torch)
   state = loaded.get('current_state') or {}
   tensors = {name: files.to_numpy(value, torch) for name, value in delta.items()}
   return Checkpoint(tensors, flags, int(state.get('epoch', 0)), int(state.get('num_updates', 0)))

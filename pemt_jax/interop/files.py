@@ -11,6 +11,7 @@ import numpy as np
 from pemt_jax import guards
 from pemt_jax.errors import UserError
 from pemt_jax.experts.tree_files import replacing
+from pemt_jax.interop import torch_checks
 
 SAFETENSORS = 'model.safetensors'
 TORCH = 'pytorch_model.bin'
@@ -166,7 +167,7 @@ def _read_torch(file: pathlib.Path) -> dict[str, np.ndarray]:
   """Reads with torch's weights-only unpickler, which refuses everything that could execute."""
   torch = import_torch()
   try:
-    guards.check_torch(file)
+    torch_checks.check_file(file)
     loaded = torch.load(file, map_location='cpu', weights_only=True)
   except guards.WRONG as error:
     raise UserError(f"'{file}' is not a torch file of tensors only ({guards.reason_of(error)});"
@@ -183,7 +184,7 @@ def _read_torch(file: pathlib.Path) -> dict[str, np.ndarray]:
       raise UserError(f"'{file}' holds a {type(value).__name__} under {name!r:.80} where a tensor"
                       ' is needed; save a dict of tensors.')
   try:
-    guards.check_tensors(tensors, file.stat().st_size, torch)
+    torch_checks.check_tensors(tensors, file.stat().st_size, torch)
     return {name: to_numpy(value, torch) for name, value in tensors.items()}
   except guards.WRONG as error:
     raise UserError(f"'{file}' holds a tensor that cannot be read ({guards.reason_of(error)});"

@@ -128,6 +128,7 @@ def read_hf_config(path: str | pathlib.Path) -> BartConfig:
   return from_hf(values, str(path))
 
 
+@hf_config.strict
 def from_hf(values: Mapping[str, Any], place: str = 'config.json') -> BartConfig:
   """Translates the dict of a Hugging Face `config.json`.
 

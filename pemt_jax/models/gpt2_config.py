@@ -100,6 +100,7 @@ def read_hf_config(path: str | pathlib.Path) -> GPT2Config:
   return from_hf(hf_config.read_json(path, 'GPT-2'), str(path))
 
 
+@hf_config.strict
 def from_hf(values: Mapping[str, Any], place: str = 'config.json') -> GPT2Config:
   """Translates the dict of a Hugging Face `config.json`.
 

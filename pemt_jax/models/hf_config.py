@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import math
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
@@ -13,6 +15,7 @@ from pemt_jax.errors import UserError
 
 Config = TypeVar('Config')
 Choice = TypeVar('Choice')
+_MOST, _MOST_LAYERS = 1 << 24, 1024  # sizes of a backbone
 
 
 class WholeHeads:
@@ -123,6 +126,40 @@ def require_object(values: Any, place: str) -> dict[str, Any]:
   if not isinstance(values, Mapping):
     raise UserError(f"'{place}' holds no JSON object; use the config.json of a checkpoint.")
   return dict(values)
+
+
+def strict(read: Callable[..., Config]) -> Callable[..., Config]:
+  """Makes a reader of the values of a `config.json` refuse values of wrong types and sizes.
+
+  Args:
+    read: (values, place) -> config; a place that is not given is 'config.json'.
+
+  Returns:
+    The same function, whose errors are all of type `UserError`.
+  """
+  @functools.wraps(read)
+  def reading(values: Mapping[str, Any], place: str = 'config.json') -> Config:
+    with guards.reading(place, 'use the config.json of a checkpoint'):
+      config = read(values, place)
+      for field in dataclasses.fields(config):
+        _check_field(field, getattr(config, field.name))
+      return config
+  return reading
+
+
+def _check_field(field: dataclasses.Field, value: Any) -> None:
+  kinds = {'int': int, 'float': (int, float), 'bool': bool, 'str': str}
+  right = isinstance(value, kinds.get(field.type, object))
+  if field.type == 'int':
+    least = {'token_types': 0}.get(field.name, -1 if field.name.endswith('_id') else 1)
+    most = _MOST_LAYERS if field.name.endswith('_layers') else _MOST
+    right = type(value) is int and least <= value <= most
+  elif field.type == 'float':
+    right = right and math.isfinite(value)
+  elif field.name == 'generation':
+    right = all(isinstance(number, (int, float)) for _, number in value)
+  if not right:
+    raise ValueError(f'{field.name} is {value!r:.80}')
 
 
 def checked(values: Any, place: str, kinds: tuple[str, ...], required: Iterable[str],

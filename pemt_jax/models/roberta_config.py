@@ -116,6 +116,7 @@ def read_hf_config(path: str | pathlib.Path) -> RobertaConfig:
   return from_hf(hf_config.read_json(path, 'RoBERTa or BERT'), str(path))
 
 
+@hf_config.strict
 def from_hf(values: Mapping[str, Any], place: str = 'config.json') -> RobertaConfig:
   """Translates the dict of a Hugging Face `config.json`.
 

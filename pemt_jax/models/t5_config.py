@@ -137,6 +137,7 @@ def read_hf_config(path: str | pathlib.Path) -> T5Config:
   return from_hf(hf_config.read_json(path, 'T5'), str(path))
 
 
+@hf_config.strict
 def from_hf(values: Mapping[str, Any], place: str = 'config.json') -> T5Config:
   """Translates the dict of a Hugging Face `config.json`.
 
