@@ -59,7 +59,7 @@ def main(_: list[str]) -> None:
       print(similarity.best_lines(name, matrix))
   elif not GAINS.value:
     raise UserError('no source is given; give folders of experts as --sources.')
-  if GAINS.value:
+  if GAINS.value and processes.is_first():
     print(transfer.write_report(output, GAINS.value))
   print(output)
 

@@ -24,11 +24,15 @@ cli.define_process_flags()
 
 def main(_: list[str]) -> None:
   """Runs the stage and prints one line per replica."""
+  from pemt_jax.errors import UserError
   from pemt_jax.stages.ensembling_config import ENSEMBLING
   from pemt_jax.stages.few_shot_config import FEW_SHOT
   from pemt_jax.stages.squeezing import SQUEEZING
   from pemt_jax.stages.study_config import STUDY
   if CONFIG.value.get('stage') in (ENSEMBLING, FEW_SHOT, SQUEEZING, STUDY):
+    if processes.count() > 1:
+      raise UserError(f"Stage '{CONFIG.value.stage}' is many runs, which one process makes; leave "
+                      '--coordinator_address out.')
     _several_stages(CONFIG.value.stage)
     return
   from pemt_jax.stages.run import run_stage

@@ -24,6 +24,7 @@ from pemt_jax.experts.similarity import METRICS
 from pemt_jax.interop import ensembling_files as tables
 from pemt_jax.methods.base import initialiser
 from pemt_jax.models.segments import cut, join
+from pemt_jax.sharding import processes
 from pemt_jax.reports.heatmap import HEAT_MAP, write_heat_map
 from pemt_jax.stages.expert_set import ExpertSet, LoadedSource, file_name, load_sources
 from pemt_jax.stages.merging_rows import RowMerger
@@ -137,7 +138,10 @@ def merge_experts(sources: Sequence[str], targets: Sequence[str], options: Merge
     own = None if table is None else dict(zip(table.sources, table.values[i].tolist(), strict=True))
     card = _card(loaded, task, options, own, config)
     folders[task] = expert_folder(output, card.name)
-    save_expert(folders[task], merged[i], loaded[0].constants, card)
+    if processes.is_first():
+      save_expert(folders[task], merged[i], loaded[0].constants, card)
+  if not processes.is_first():
+    return folders
   if table is not None:
     tables.write_weights(output / tables.FINAL_WEIGHTS, table)
     write_heat_map(output / HEAT_MAP, table.values, table.targets, table.sources)

@@ -19,6 +19,7 @@ from pemt_jax.experts.similarity import METRICS
 from pemt_jax.interop import ensembling_files as tables
 from pemt_jax.interop.ensembling_files import Matrix
 from pemt_jax.models.segments import join
+from pemt_jax.sharding import processes
 from pemt_jax.stages.expert_set import (
     ExpertSet, LoadedSource, Source, file_name, load_sources)
 from pemt_jax.stages.similarity_rows import (
@@ -91,9 +92,12 @@ def measure(sources: Sequence[str], targets: Sequence[str], options: SimilarityO
   if 'performance' in options.metrics:
     found['performance'] = gains(references.scores, experts, tasks)
   if zero_shot:
-    tables.write_zero_shot(output / tables.ZERO_SHOT, zero_shot_scores(experts, tasks).values)
+    scores = zero_shot_scores(experts, tasks).values
   result = {name: _as_matrix(found[name], names, experts.names) for name in options.metrics}
-  write(output, result, options, {'targets': tasks, 'sources': [str(s.folder) for s in loaded]})
+  if processes.is_first():
+    if zero_shot:
+      tables.write_zero_shot(output / tables.ZERO_SHOT, scores)
+    write(output, result, options, {'targets': tasks, 'sources': [str(s.folder) for s in loaded]})
   return result
 
 
