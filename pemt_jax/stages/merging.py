@@ -24,8 +24,8 @@ from pemt_jax.experts.similarity import METRICS
 from pemt_jax.interop import ensembling_files as tables
 from pemt_jax.methods.base import initialiser
 from pemt_jax.models.segments import cut, join
-from pemt_jax.sharding import processes
 from pemt_jax.reports.heatmap import HEAT_MAP, write_heat_map
+from pemt_jax.sharding import processes
 from pemt_jax.stages.expert_set import ExpertSet, LoadedSource, file_name, load_sources
 from pemt_jax.stages.merging_rows import RowMerger
 from pemt_jax.stages.similarity import moved_experts
