@@ -168,3 +168,10 @@ def test_products_run_alone():
   found = lower_bound.measure({lower_bound.Product((2, 3, 4), (2, 4, 5), dims, 'float32'): 3}, 1)
   assert found['gflop'] == 3 * 2 * 2 * 3 * 4 * 5 / 1e9
   assert found['seconds'] > 0 and found['products'][0]['sizes'] == (2, 3, 4, 5)
+
+
+@pytest.mark.parametrize('extra, gradients', [((), 0), (('.*/relative_bias/embedding',), 2)])
+def test_a_frozen_position_bias_has_no_gradient(extra, gradients):
+  """One sum into the table of each stack where it is tuned, none where it is frozen."""
+  table = f'f32[{CONFIG.relative_buckets},{CONFIG.heads}] = scatter-add'
+  assert str(step_of(0, extra).jaxpr).count(table) == gradients
