@@ -248,8 +248,10 @@ def pad_batch(batch: Batch, shape: tuple[int, int, int]) -> Batch:
 
 
 def _padded(name: str, array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-  widths = [(0, size - own) for size, own in zip(shape, array.shape, strict=True)]
-  return np.pad(array, widths, constant_values=FILLER if name == 'example_ids' else 0)
+  # Several times faster than `np.pad`, which would be most of what a small batch costs.
+  padded = np.full(shape, FILLER if name == 'example_ids' else 0, array.dtype)
+  padded[tuple(map(slice, array.shape))] = array
+  return padded
 
 
 def stack_batches(batches: Sequence[Batch]) -> Batch:

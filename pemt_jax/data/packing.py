@@ -23,8 +23,9 @@ from pemt_jax.data.tokenized import digest
 from pemt_jax.errors import UserError
 
 WINDOW = 1024  # examples among which rows are filled
-_SLACK = 1.1  # room for targets, beside what they need on average
-_ROUND = 8  # target lengths are multiples of it
+_SLACK = 1.5  # of the room for targets, over what they need on average
+_SHARE = 0.99  # of the targets that fit into it
+_ROUND = 8  # the room is a multiple of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,8 @@ class RowForm:
   Attributes:
     front: positions in front of each input, for a prompt.
     length: positions for inputs, those in front included.
-    target_length: positions for targets; 0 takes what the examples need, see `target_room`.
+    target_length: positions for targets; 0 takes what the examples need, see `target_room`. A
+      longer target stands in a row of its own.
   """
 
   front: int
@@ -51,7 +53,7 @@ class PackedRows:
   Attributes:
     source: the examples.
     members: [row, example] row numbers in `source`, -1 for free places.
-    form: sizes of a row; `target_length` is above 0.
+    form: sizes of a row; `target_length` is not 0.
     seed: of the changes of places.
     name: of the stream; streams of other names change others.
   """
@@ -71,19 +73,20 @@ class PackedRows:
     return self.form.length
 
   @property
-  def target_limit(self) -> int:
-    """Length of the targets of every row."""
-    return self.form.target_length
-
-  @property
   def input_lengths(self) -> np.ndarray:
-    """[row] the same for all: every batch has one shape."""
+    """[row] the same for all."""
     return np.full(len(self), self.form.length)
 
-  @property
+  @functools.cached_property
   def target_lengths(self) -> np.ndarray:
-    """[row] the same for all."""
-    return np.full(len(self), self.form.target_length)
+    """[row] positions for targets: those of the form, but for rows of one long target."""
+    own = np.where(self.members == FILLER, 0, self.source.target_lengths[self.members])
+    return np.maximum(own.sum(axis=1), self.form.target_length)
+
+  @property
+  def target_limit(self) -> int:
+    """Positions for the targets of the largest row."""
+    return int(self.target_lengths.max(initial=1))
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -156,18 +159,16 @@ def pack_rows(source: BatchSource, form: RowForm, seed: int, name: str) -> Packe
     name: of the stream; streams of other names shuffle independently.
 
   Raises:
-    UserError: an example that is longer than a row.
+    UserError: an input that is longer than a row.
   """
   costs, targets = source.input_lengths + form.front, source.target_lengths
+  longest = int(costs.max(initial=1))
+  if longest > form.length:
+    raise UserError(f'an example of {name!r} takes {longest} positions, {form.front} of them for its'
+                    f' prompt, but config.data.packed_length is {form.length}; give at least'
+                    f' {longest}.')
   if not form.target_length:
     form = dataclasses.replace(form, target_length=target_room(source, form))
-  for field, size, longest in (('packed_length', form.length, costs.max(initial=1)),
-                               ('packed_target_length', form.target_length,
-                                targets.max(initial=1))):
-    if longest > size:
-      prompt = f' with the {form.front} of its prompt' if field == 'packed_length' else ''
-      raise UserError(f'an example of {name!r} takes {longest} positions{prompt}, but'
-                      f' config.data.{field} is {size}; give at least {longest}.')
   order, rows = keyed_permutation(len(source), 'packing', seed, name), []
   for start in range(0, len(order), WINDOW):
     window = order[start:start + WINDOW]
@@ -185,14 +186,15 @@ def first_fit(needs: np.ndarray, room: tuple[int, int]) -> list[list[int]]:
 
   Args:
     needs: [item, 2] what it takes.
-    room: what an empty bin has.
+    room: what an empty bin has; an item that needs more gets a bin of its size.
 
   Returns:
     Items of each bin, in their order.
   """
-  free = np.tile(np.asarray(room), (len(needs), 1))
+  free = np.zeros_like(needs)
   bins: list[list[int]] = []
   for item, need in enumerate(needs):
+    free[len(bins)] = np.maximum(room, need)
     first = int(np.argmax((free[:len(bins) + 1] >= need).all(axis=1)))
     if first == len(bins):
       bins.append([])
@@ -202,14 +204,15 @@ def first_fit(needs: np.ndarray, room: tuple[int, int]) -> list[list[int]]:
 
 
 def target_room(source: BatchSource, form: RowForm) -> int:
-  """Positions for the targets of the inputs that fill a row, by the means of both."""
+  """Positions for the targets of the inputs that fill a row: by the means of both, and so that
+  nearly all targets fit."""
   costs, targets = source.input_lengths + form.front, source.target_lengths
-  needed = int(np.ceil(_SLACK * form.length * targets.sum() / max(costs.sum(), 1)))
-  return -(-max(needed, int(targets.max(initial=1))) // _ROUND) * _ROUND
+  mean = _SLACK * form.length * targets.sum() / costs.sum()
+  return -(-int(np.ceil(max(mean, np.quantile(targets, _SHARE)))) // _ROUND) * _ROUND
 
 
 def aligned(parts: Sequence[PackedRows]) -> list[PackedRows]:
-  """The same rows with one shape for all parts, so that a batch may hold rows of several."""
+  """The same rows with the sizes of the largest part, so that a batch may hold rows of several."""
   length, target_length = (max(getattr(part.form, field) for part in parts)
                            for field in ('length', 'target_length'))
   most, found = max(part.members.shape[1] for part in parts), []

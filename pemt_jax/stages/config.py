@@ -182,7 +182,7 @@ def base_config(stage: str) -> mlc.ConfigDict:
   data.target_buckets = ()        # allowed target lengths; () takes powers of two from 8
   data.packing = False            # several examples of a task in one row; batch_size counts rows
   data.packed_length = 0          # positions of a packed input; 0: max_source_length and the prompt
-  data.packed_target_length = 0   # of its targets; 0: what the examples of a row need on average
+  data.packed_target_length = 0   # of its targets; 0: what the inputs of a row need on average
   data.lookahead = 32             # steps whose rows are sorted by length together; 1: no sorting
   data.cache_dir = ''             # folder of the token cache; '' is <workdir>/cache
   data.text = ()                  # files or folders of plain text (span corruption, language)

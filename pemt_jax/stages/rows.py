@@ -259,12 +259,21 @@ class RowStore:
 
   def stream(self, spec: ReplicaSpec) -> pipeline.Stream:
     """Training batches of a replica; they depend on its name and seed only."""
-    return pipeline.Stream(self._train_rows(spec), stream_config(spec))
+    rows = self._train_rows(spec)
+    return pipeline.Stream(rows, self._stream_config(rows, spec))
+
+  @staticmethod
+  def _stream_config(rows: pipeline.BatchSource, spec: ReplicaSpec) -> pipeline.StreamConfig:
+    config = stream_config(spec)
+    if not spec.config.data.packing:
+      return config
+    return dataclasses.replace(config, buckets=None, target_buckets=[int(min(rows.target_lengths))])
 
   def steps_per_epoch(self, spec: ReplicaSpec) -> int:
     """Updates per pass over the training rows; see `data.mixture` for an epoch of several tasks."""
     if spec.parts or spec.config.data.packing:
-      return pipeline.order_of(self._train_rows(spec), stream_config(spec))[1].steps_per_epoch
+      rows = self._train_rows(spec)
+      return pipeline.order_of(rows, self._stream_config(rows, spec))[1].steps_per_epoch
     return pipeline.steps_per_epoch(len(self.tokens(spec, 'train')), spec.config.data.batch_size)
 
   def eval_batches(self, spec: ReplicaSpec, split: str) -> list[pipeline.Batch]:

@@ -120,8 +120,15 @@ def test_batches_of_replicas_have_the_shape_of_the_largest():
   assert (stacked['example_ids'][0, :, few:] == -1).all()
 
 
-@pytest.mark.parametrize('form, field', [
-    (RowForm(3, 12), 'packed_length'), (RowForm(0, 40, 2), 'packed_target_length')])
-def test_an_example_longer_than_a_row_is_refused(form, field):
-  with pytest.raises(UserError, match=f'config.data.{field} is'):
-    pack_rows(make_data(), form, 0, 'a')
+def test_an_input_longer_than_a_row_is_refused():
+  with pytest.raises(UserError, match='3 of them for its prompt, but config.data.packed_length is 12; give'):
+    pack_rows(make_data(), RowForm(3, 12), 0, 'a')
+
+
+def test_a_long_target_has_a_row_of_its_own():
+  data = make_data()
+  packed = pack_rows(data, RowForm(0, 40, 3), 0, 'a')
+  long = packed.target_lengths > 3
+  assert packed.target_limit == 4 and long.sum() == (data.target_lengths == 4).sum()
+  assert ((packed.members[long] >= 0).sum(axis=1) == 1).all()
+  assert rows_of(packed)['targets_mask'].sum() == data.target_lengths.sum()
