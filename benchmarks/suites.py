@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from benchmarks import moe as moe_layer, zoo_sizes
+from benchmarks import moe as moe_layer, numerics as bfloat16, zoo_sizes
 from benchmarks.children import (
     Child, largest_difference, make_weights, ratio, summary, take_turns)
 from benchmarks.machine import cores
@@ -207,6 +207,15 @@ def moe(plan: Plan) -> Iterator[dict[str, Any]]:
         f'{name} {1e3 * side["seconds"]["median"]:.1f} ms' for name, side in sides.items()))
 
 
+def numerics(plan: Plan) -> Iterator[dict[str, Any]]:
+  """Every method in bfloat16 against float32; nothing is timed."""
+  for case in bfloat16.cases():
+    found = bfloat16.deviation(case)
+    yield {'backbone': case.backbone, 'method': case.name, **found}
+    plan.note(f'{case.backbone} {case.name}: loss {found["loss_deviation"]:.4f}, gradients '
+              f'{found["gradient_mean"]:.3f} ({found["gradient_largest"]:.3f} at most)')
+
+
 # suite -> (function, models, measured turns)
 SUITES = {
     'train_step': (train_step, ('t5-small', 't5-base'), 7),
@@ -217,4 +226,5 @@ SUITES = {
     'similarity': (similarity, (str(PLAYGROUND),), 5),
     'deltas': (deltas, ('t5-small',), 3),
     'moe': (moe, ('t5-small',), 7),
+    'numerics': (numerics, (), 1),
 }
