@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from benchmarks.moe import FORMS, Layer
 from benchmarks.options import Options, batch_of
-from benchmarks.timing import timed_turn
+from benchmarks.timing import memory_gib, timed_turn
 from pemt_jax.methods import pemt
 from pemt_jax.methods.base import make_loss
 from pemt_jax.models import attention, generation
@@ -31,15 +31,6 @@ from pemt_jax.training.flops import count_flops
 from pemt_jax.training.rules import split_params
 
 _STEPS = 1_000_000  # longer than any measurement
-_GIBIBYTE = 2**30
-
-
-def memory_gib(compiled: Any) -> dict[str, float]:
-  """Arguments, temporaries and all memory of a compiled program in GiB."""
-  sizes = compiled.memory_analysis()
-  found = {'arguments': sizes.argument_size_in_bytes, 'temporaries': sizes.temp_size_in_bytes}
-  found['all'] = sum(found.values()) + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-  return {name: size / _GIBIBYTE for name, size in found.items()}
 
 
 def _model(options: Options, how: Compute) -> tuple[T5, Any]:
@@ -66,7 +57,7 @@ class Program:
   Attributes:
     first_seconds: of compilation and the first call.
     gflop: products of a call in 1e9 operations, or None.
-    memory: see `memory_gib`, or None.
+    memory: see `timing.memory_gib`, or None.
   """
 
   gflop: float | None = None

@@ -33,6 +33,7 @@ class Options:
     dtype: of the peer, and of a routed feed-forward.
     device: of the peer.
     compiled: the peer's model through `torch.compile`.
+    remat: what the library's backward pass recomputes, see `config.model.remat`.
   """
 
   folder: str
@@ -54,6 +55,7 @@ class Options:
   dtype: str = 'float32'
   device: str = 'cpu'
   compiled: bool = False
+  remat: str = 'none'
 
 
 def batch_of(options: Options, vocab: int, step: int) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks import lower_bound
 from benchmarks.options import Options, batch_of
-from benchmarks.timing import timed
+from benchmarks.timing import memory_gib, timed
 from configs.pemt.presets import SOURCES
 from pemt_jax.data.pipeline import stack_batches
 from pemt_jax.methods.base import make_loss
@@ -60,6 +60,7 @@ def stage_config(options: Options) -> mlc.ConfigDict:
   config.model.name, config.model.tokenizer = options.folder, 'playground'
   if options.scan_layers is not None:
     config.model.scan_layers = options.scan_layers
+  config.model.remat = options.remat
   config.prompt.length = options.prompt
   if options.stage == 'pemt/stage1':
     config.method.rank, config.method.alpha = options.rank, float(options.rank)
@@ -132,6 +133,10 @@ class TrainStep:
     loop = self._loop
     batch = loop.experiment.stack([next(stream) for stream in loop.streams.values()])
     return loop.state, loop.frozen, batch, loop.rates
+
+  def program_memory(self) -> dict[str, float]:
+    """Memory that the compiled step asks for, see `timing.memory_gib`."""
+    return memory_gib(self._loop.train_step.lower(*self.arguments()).compile())
 
   def products(self, rounds: int = 5) -> dict[str, Any]:
     """Times the step's own matrix products; see `lower_bound.measure`."""

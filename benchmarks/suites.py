@@ -18,6 +18,7 @@ from benchmarks.machine import cores
 from benchmarks.options import Options
 
 SOURCES = 6
+REMAT = ('none', 'dots', 'projections', 'full')
 PLAYGROUND = pathlib.Path(__file__).resolve().parents[1] / 'pemt_jax' / 'assets' / 'playground_t5'
 DROPOUTS = (0.0, 0.1)
 
@@ -216,6 +217,24 @@ def numerics(plan: Plan) -> Iterator[dict[str, Any]]:
               f'{found["gradient_mean"]:.3f} ({found["gradient_largest"]:.3f} at most)')
 
 
+def remat(plan: Plan) -> Iterator[dict[str, Any]]:
+  """Policies of rematerialisation: time of a step, and temporaries of its program."""
+  for model in plan.models:
+    options = plan.options(model)
+    with contextlib.ExitStack() as stack:
+      children = {name: stack.enter_context(Child('ours', dataclasses.replace(options, remat=name)))
+                  for name in REMAT}
+      found = take_turns(children, plan.rounds)
+      sides = {name: _side(child, found[name], program=child.ask('program_memory'))
+               for name, child in children.items()}
+    over = {name: ratio(side['samples'], sides['none']['samples'])
+            for name, side in sides.items()}
+    yield {'model': model, 'options': dataclasses.asdict(options), 'over_none': over, **sides}
+    plan.note(f'{model}: ' + ', '.join(
+        f'{name} {side["seconds"]["median"]:.3f} s {side["program"]["temporaries"]:.2f} GiB'
+        for name, side in sides.items()))
+
+
 # suite -> (function, models, measured turns)
 SUITES = {
     'train_step': (train_step, ('t5-small', 't5-base'), 7),
@@ -226,5 +245,6 @@ SUITES = {
     'similarity': (similarity, (str(PLAYGROUND),), 5),
     'deltas': (deltas, ('t5-small',), 3),
     'moe': (moe, ('t5-small',), 7),
+    'remat': (remat, ('t5-small',), 5),
     'numerics': (numerics, (), 1),
 }

@@ -24,6 +24,14 @@ def timed(call: Callable[[], Any], count: int) -> dict[str, list[Any]]:
   return found
 
 
+def memory_gib(compiled: Any) -> dict[str, float]:
+  """Arguments, temporaries and all memory of a program compiled by JAX, in GiB."""
+  sizes = compiled.memory_analysis()
+  found = {'arguments': sizes.argument_size_in_bytes, 'temporaries': sizes.temp_size_in_bytes}
+  found['all'] = sum(found.values()) + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+  return {name: size / 2**30 for name, size in found.items()}
+
+
 def timed_turn(call: Callable[[], Any], wait: Callable[[Any], Any], count: int) -> float:
   """Seconds of one of `count` calls that run behind each other; the last value is waited for."""
   start = time.perf_counter()

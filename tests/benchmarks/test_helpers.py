@@ -72,7 +72,8 @@ def test_a_wrong_command_ends_with_one_sentence(run_python, tmp_path, suite, mod
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('suite', ['train_step', 'replicas', 'decoding', 'scan', 'similarity'])
+@pytest.mark.parametrize('suite', ['train_step', 'replicas', 'decoding', 'scan', 'similarity',
+                                   'remat'])
 def test_every_suite_writes_its_samples(run_python, repo_root, tmp_path, suite):
   if suite in ('train_step', 'decoding'):
     pytest.importorskip('torch')
@@ -86,7 +87,7 @@ def test_every_suite_writes_its_samples(run_python, repo_root, tmp_path, suite):
   assert found['suite'] == suite and found['machine']['versions']['jax'] and found['results']
   for result in found['results']:
     sides = [value for value in result.values() if isinstance(value, dict) and 'samples' in value]
-    assert len(sides) == (3 if suite == 'similarity' else 2)
+    assert len(sides) == {'similarity': 3, 'remat': 4}.get(suite, 2)
     assert all(len(side['samples']) == 2 and side['memory']['peak_mib'] > 0 for side in sides)
   if suite == 'train_step':
     # Equal weights, tokens and updates: without dropout the losses of both sides are equal.
