@@ -66,8 +66,8 @@ class Topology:
     """
     match = _TOPOLOGY.fullmatch(name)
     if not match or match[1] not in (*CHIPS, CPU):
-      raise UserError(f"topology '{name}' is unknown; give KIND:SIDES such as v5e:4x4, where KIND is"
-                      f' one of {", ".join(CHIPS)}, or cpu:8 for simulated devices.')
+      raise UserError(f"topology '{name}' is unknown; give KIND:SIDES such as v5e:4x4, with a KIND"
+                      f' of {", ".join(CHIPS)}, or cpu:8 for simulated devices.')
     return cls(name, match[1], tuple(map(int, match[2].split('x'))))
 
   @property

@@ -22,6 +22,8 @@ _FREE = {'parameter', 'tuple', 'get-tuple-element', 'bitcast', 'constant', 'whil
          'async-start', 'async-update', 'async-done', 'opt-barrier'}
 _SLICES = ('dynamic-slice', 'slice', 'slice-start', 'gather')
 _UPDATE = 'dynamic-update-slice'
+# Inside of a fusion: buffers of an exchange that goes on; it counts by itself.
+_PASSED = (*COLLECTIVES, 'parameter', 'custom-call', 'tuple', 'get-tuple-element')
 _PART = re.compile(r'(\w+)=([\d_x\-]+)')
 
 
@@ -94,7 +96,10 @@ def costs_of(module: Module, devices: int) -> Costs:
   flops = sum(run.times * flops_of(run.instruction, tables[run.computation]) for run in runs)
   moved = sum(run.times * _Traffic(module, tables[run.computation]).of(run.instruction)
               for run in runs if not run.is_fused)
-  return Costs(float(flops), float(moved), tuple(collectives(runs, devices)))
+  alone, spread = _exchanges(runs)
+  moved += sum(run.times * _size(run.instruction.result) for run in spread)
+  return Costs(float(flops), float(moved),
+               tuple(_collective(run, devices) for run in (*alone, *spread)))
 
 
 # Products.
@@ -182,7 +187,7 @@ class _Traffic:
       if name in user.operands:
         place = user.operands.index(name)
         most = max(most, self._used(user.name) if user.kind == 'bitcast'
-                   else self._read(user, place))
+                   else 0 if user.kind in _PASSED else self._read(user, place))
     return most
 
   def _written(self, instruction: Instruction) -> int:
@@ -201,7 +206,7 @@ class _Traffic:
     parts = ([self._computation[name] for name in root.operands] if root.kind == 'tuple'
              else [root])
     return sum(self._written(part) if part.kind in (_UPDATE, 'fusion') else _size(part.result)
-               for part in parts if not all(array.on_chip for array in part.result))
+               for part in parts if part.kind not in _PASSED)
 
   def _inner(self, instruction: Instruction) -> _Traffic | None:
     if instruction.kind != 'fusion':
@@ -216,27 +221,31 @@ def _size(arrays: Iterable[Array]) -> int:
 # Exchanges.
 
 
-def collectives(runs: Iterable[Run], devices: int) -> Iterator[Collective]:
-  """Exchanges of a program; one that is spread over several fusions of a block counts once.
+def _exchanges(runs: Iterable[Run]) -> tuple[list[Run], list[Run]]:
+  """Exchanges that run by themselves, and those that go on while fusions compute.
 
-  Args:
-    runs: see `Module.runs`.
-    devices: of the program.
+  Of the fusions that one of the latter is spread over, that one counts which runs least often: some
+  may stand in a loop that the exchange outlasts.
   """
-  seen = set()
+  alone: list[Run] = []
+  spread: dict[int | None, Run] = {}
   for run in runs:
-    own = run.instruction
-    kind = own.kind.removesuffix('-start')
-    if kind not in COLLECTIVES:
+    if run.instruction.kind.removesuffix('-start') not in COLLECTIVES:
       continue
-    channel = own.number('channel_id')
-    if run.is_fused and (run.block, channel) in seen:
-      continue
-    seen.add((run.block, channel))
-    result, inputs = own.result, len(own.operands)
-    if own.kind in ('all-gather-start', 'collective-permute-start'):
-      result = result[inputs:2 * inputs]
-    yield Collective(kind, result, _group(own, devices), run.times, own.source)
+    channel = run.instruction.number('channel_id')
+    if not run.is_fused:
+      alone.append(run)
+    elif channel not in spread or run.times < spread[channel].times:
+      spread[channel] = run
+  return alone, list(spread.values())
+
+
+def _collective(run: Run, devices: int) -> Collective:
+  own, result = run.instruction, run.instruction.result
+  if own.kind in ('all-gather-start', 'collective-permute-start'):  # The operands come first.
+    result = result[len(own.operands):2 * len(own.operands)]
+  return Collective(own.kind.removesuffix('-start'), result, _group(own, devices), run.times,
+                    own.source)
 
 
 def _group(instruction: Instruction, devices: int) -> int:

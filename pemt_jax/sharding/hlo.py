@@ -171,7 +171,7 @@ class Module:
       yield (name, block), turns
 
   def turns_of(self, loop: Instruction) -> int:
-    """Turns of a loop: stated, or the bound of its counter, or the module's `turns`."""
+    """Turns of a loop: stated, or those of its counter, or the module's `turns`."""
     stated = self._stated(loop)
     return self._turns if stated is None else stated
 
@@ -185,19 +185,39 @@ class Module:
     known = _TRIPS.search(loop.text)
     if known:
       return int(known[1])
-    return min(self._bounds(dict(loop.called)['condition']), default=None)
+    called = dict(loop.called)
+    return min(self._bounds(called['condition'], called['body']), default=None)
 
-  def _bounds(self, name: str) -> list[int]:
-    """Constants that a counter from 0 is compared with."""
-    found, computation = [], self.computations[name]
+  def _bounds(self, condition: str, body: str) -> list[int]:
+    """Turns of counters from 0 that a condition compares with constants."""
+    found, computation = [], self.computations[condition]
     for instruction in computation.values():
       if instruction.kind == 'compare' and 'direction=LT' in instruction.text:
-        limit = computation.get(instruction.operands[-1])
-        if limit and limit.kind == 'constant' and limit.result[0].kind in ('s32', 's64', 'u32'):
-          found += map(int, re.findall(r'^\((\d+)\)', limit.text))
+        counter, limit = (computation.get(name) for name in instruction.operands)
+        if (value := _constant(limit)) is not None:
+          found.append(-(-value // self._step(body, counter)))
       found += [bound for role, inner in instruction.called if role == 'calls'
-                for bound in self._bounds(inner)]
+                for bound in self._bounds(inner, body)]
     return found
+
+  def _step(self, body: str, counter: Instruction | None) -> int:
+    """What a turn adds to a counter: more than 1 where turns stand unrolled in the body."""
+    computation = self.computations[body]
+    root = next(own for own in computation.values() if own.is_root)
+    index = counter.number('index') if counter else None
+    if root.kind != 'tuple' or index is None:
+      return 1
+    added = computation[root.operands[index]]
+    steps = [_constant(computation.get(name)) for name in added.operands if added.kind == 'add']
+    return next(filter(None, steps), 1)
+
+
+def _constant(own: Instruction | None) -> int | None:
+  """Value of a whole number, or None for all else."""
+  if own is None or own.kind != 'constant' or own.result[0].kind not in ('s32', 's64', 'u32'):
+    return None
+  value = re.match(r'\((\d+)\)', own.text)
+  return int(value[1]) if value else None
 
 
 def _instruction(name: str, text: str, is_root: bool) -> Instruction:

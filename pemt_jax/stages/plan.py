@@ -1,4 +1,4 @@
-"""What a stage will need on chips that are not there: compiled ahead of time, counted, predicted."""
+"""What a stage needs on chips that are not there: compiled ahead of time, counted, predicted."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ def plan(config: mlc.ConfigDict, topology: Topology, mesh: Mapping[str, int], pr
   found['compile_seconds'] = round(time.monotonic() - began, 1)
   module = Module(compiled.as_text(), made.turns)
   costs = costs_of(module, topology.size)
-  found |= {'memory': memory_of(compiled), **_work(costs), 'findings': findings(stage, module, costs)}
+  found |= {'memory': memory_of(compiled), **_work(costs),
+            'findings': findings(stage, module, costs)}
   found['model_flops'] = model_flops(config, topology, program, assumed)
   found['fits'] = topology.chip is None or found['memory']['peak'] <= topology.chip.memory
   if topology.chip is not None:

@@ -75,7 +75,8 @@ class ShapedStart:
   def __init__(self, config: mlc.ConfigDict, model: Any, method: Any, devices: Sequence[Any]):
     boxed = boxed_shapes(model)
     mesh = make_mesh(MeshShape(**config.mesh), devices)
-    self.placement = Placement(mesh, flatten(param_shardings(boxed['params'], mesh)))
+    self.placement = Placement(mesh, flatten(param_shardings(boxed['params'], mesh)),
+                               config.model.matmul_precision)
     self.shapes = nn.meta.unbox(boxed)
     frozen, tuned = split_params(self.shapes['params'], method.tuned)
     self.tuned = with_shardings(tuned, self.placement.of_params(tuned))
