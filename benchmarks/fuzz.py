@@ -4,9 +4,9 @@ python benchmarks/fuzz.py --seconds=300 [--cases=expert,packed] [--first_seed=0]
 
 Each reader gets a damaged copy of a whole input, again and again. It may answer or refuse with a
 `UserError`. A crash, another exception, a started program, a connection, a file written elsewhere,
-more memory or more time than `benchmarks.fuzzing` allows is reported with the seed that leads to it,
-and ends the command with code 1. The readers run in a child process, which is replaced when it hangs
-or dies.
+more memory or more time than `benchmarks.fuzzing` allows is reported with the seed that leads to
+it, and ends the command with code 1. The readers run in a child process, which is replaced when it
+hangs or dies.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class Readers:
                f'--first_seed={seed}']
     self._process = subprocess.Popen(
         command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        bufsize=0, env=dict(os.environ, JAX_PLATFORMS='cpu', HF_HUB_OFFLINE='1', PYTHONPATH=str(REPO)))
+        bufsize=0,
+        env=dict(os.environ, JAX_PLATFORMS='cpu', HF_HUB_OFFLINE='1', PYTHONPATH=str(REPO)))
 
   def line(self, seconds: float) -> bytes:
     """The next line; empty where the child died or says nothing for so long."""

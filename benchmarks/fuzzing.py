@@ -22,8 +22,8 @@ from pemt_jax.errors import UserError
 MEMORY = 1 << 30  # bytes that one input may take
 SECONDS = 10.0  # that it may take
 _HEADROOM = 4 << 30  # of address space over that of the loaded libraries
-_FORBIDDEN = ('os.system', 'os.exec', 'os.posix_spawn', 'os.spawn', 'subprocess.Popen', 'os.startfile',
-              'socket.connect', 'shutil.rmtree', 'os.remove')
+_FORBIDDEN = ('os.system', 'os.exec', 'os.posix_spawn', 'os.spawn', 'subprocess.Popen',
+              'os.startfile', 'socket.connect', 'shutil.rmtree', 'os.remove')
 _DAMAGED = 'damaged'
 
 

@@ -17,12 +17,13 @@ from collections.abc import Callable
 from typing import Any
 
 # What a value of JSON becomes.
-VALUES = (None, True, -1, 0, 3, 10**9, 10**12, 10**30, 1e308, float('nan'), float('inf'), 0.5, '', 'x',
-          'x' * 5000, '../../../etc/passwd', '/etc/passwd', '\ud800', 'a\x00b', '\u202edcba', '\ufeff',
-          '<script>alert(1)</script>', '$x_{$', '%s{0}{a}', '(a*)*$', [], {}, [[]], [None], ['x', 1],
-          {'a': {'b': 1}}, json.loads('[' * 90 + ']' * 90))
-_BYTES = (b'\x00', b'\xff\xfe', b'\xef\xbb\xbf', b'\r\n', b'\xe2\x80\xa8', b'\x1b[2J', b'"', b'{', b'[' * 2000,
-          b'\t', b',', b'NaN', b'1' * 5000, b'../')
+VALUES = (
+    None, True, -1, 0, 3, 10**9, 10**12, 10**30, 1e308, float('nan'), float('inf'), 0.5, '', 'x',
+    'x' * 5000, '../../../etc/passwd', '/etc/passwd', '\ud800', 'a\x00b', '\u202edcba', '\ufeff',
+    '<script>alert(1)</script>', '$x_{$', '%s{0}{a}', '(a*)*$', [], {}, [[]], [None], ['x', 1],
+    {'a': {'b': 1}}, json.loads('[' * 90 + ']' * 90))
+_BYTES = (b'\x00', b'\xff\xfe', b'\xef\xbb\xbf', b'\r\n', b'\xe2\x80\xa8', b'\x1b[2J', b'"', b'{',
+          b'[' * 2000, b'\t', b',', b'NaN', b'1' * 5000, b'../')
 _NUMBERS = (0, 1, 127, 2**31 - 1, 2**32 - 1, 2**63 - 1, 10**12)
 _ZIP = b'PK\x03\x04'
 Rng = random.Random
@@ -59,8 +60,7 @@ def overwrite(data: bytes, rng: Rng) -> bytes:
 
 
 def change_json(text: bytes, rng: Rng) -> bytes:
-  """One value changed, removed, renamed or doubled; bytes that are no JSON are returned as they are.
-  """
+  """One value changed, removed, renamed or doubled; what is no JSON is returned as it is."""
   try:
     value = json.loads(text)
   except ValueError:
@@ -116,24 +116,25 @@ def change_shape(data: bytes, rng: Rng) -> bytes:
 
 def change_entry(data: bytes, rng: Rng) -> bytes:
   """One entry of an archive changed, packed, lost, doubled or renamed."""
-  found = io.BytesIO()
   try:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(found, 'w') as target:
-      chosen, action = rng.choice(archive.namelist()), rng.randrange(6)
-      for name in archive.namelist():
-        content, kind = archive.read(name), zipfile.ZIP_STORED
-        if name == chosen and action == 0:
-          continue
-        if name == chosen and action == 1:
-          kind = zipfile.ZIP_DEFLATED
-        if name == chosen and action == 2:
-          name = rng.choice(('../../x', '/x', 'x.pkl', 'x'))
-        if name == chosen and action > 2:
-          change = rng.choice((flip, cut, overwrite, put_in, change_shape))
-          content = change(content, rng)
-        target.writestr(name, content, kind)
-  except (zipfile.BadZipFile, ValueError):
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+      entries = {name: archive.read(name) for name in archive.namelist()}
+  except (zipfile.BadZipFile, ValueError):  # damaged once already
     return data
+  chosen, action, kind = rng.choice(list(entries)), rng.randrange(6), zipfile.ZIP_STORED
+  content, name = entries.pop(chosen), chosen
+  if action == 1:
+    kind = zipfile.ZIP_DEFLATED
+  elif action == 2:
+    name = rng.choice(('../../x', '/x', 'x.pkl', 'x'))
+  elif action > 2:
+    content = rng.choice((flip, cut, overwrite, put_in, change_shape))(content, rng)
+  found = io.BytesIO()
+  with zipfile.ZipFile(found, 'w') as target:
+    for own in entries:
+      target.writestr(own, entries[own])
+    if action:
+      target.writestr(name, content, kind)
   return found.getvalue()
 
 

@@ -7,6 +7,7 @@ import functools
 import gzip
 import json
 import pathlib
+import shutil
 import zlib
 from collections.abc import Callable
 
@@ -91,7 +92,10 @@ def _foreign(kind: str, stage: str, weights: str = '', **values) -> Case:
     _expert(folder.parent / 'expert', stage, **values)
     _convert(kind, folder, 'expert', weights)
 
-  return Case(make, lambda folder: _convert('expert', folder.parent / OUTPUT, folder.name, '', kind))
+  def read(folder):
+    _convert('expert', folder.parent / OUTPUT, folder.name, '', kind)
+
+  return Case(make, read)
 
 
 def _convert(to: str, target: Folder, source: str, weights: str = '', kind: str = 'expert') -> None:
@@ -130,7 +134,7 @@ def _write_gym(folder: Folder) -> None:
   place.mkdir()
   for part in ('train', 'dev', 'test'):
     gym_files.write_lines(place / f'glue-rte_16_13_{part}.tsv', [('ann', ['entailment'])] * 3)
-  few = [{'seed': 21, 'k': 16, 'split': 'train', 'input': 'a', 'output': 'b', 'options': ['b', 'c']}]
+  few = [{'seed': 21, 'k': 16, 'split': 'train', 'input': 'a', 'output': 'b', 'options': ['b']}]
   (place / 'fewshot.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in few * 3))
 
 
@@ -182,7 +186,7 @@ def _write_legacy(folder: Folder) -> None:
   tensors = {name: torch.from_numpy(np.array(value))
              for name, value in files.read_tensors(_backbone(folder)).items()}
   torch.save(tensors, folder / files.TORCH, _use_new_zipfile_serialization=False)
-  (folder / 'config.json').write_text((pathlib.Path(_backbone(folder)) / 'config.json').read_text())
+  shutil.copy(pathlib.Path(_backbone(folder)) / 'config.json', folder)
 
 
 def _write_bart(folder: Folder) -> None:
@@ -196,7 +200,8 @@ def _write_checkpoint(folder: Folder) -> None:
   flags = {'tune_method': 'lora', 'apply_lora': True, 'lora_r': 2}
   table = ensembling_checkpoint.Checkpoint({}, flags).table(_CONFIG)
   tree = unflatten({path: _values(shape, path) for path, shape in table.leaf_shapes().items()})
-  ensembling_checkpoint.write(folder / 'a.pt', ensembling_checkpoint.from_tree(tree, flags, _CONFIG))
+  made = ensembling_checkpoint.from_tree(tree, flags, _CONFIG)
+  ensembling_checkpoint.write(folder / 'a.pt', made)
 
 
 def _read_checkpoint(folder: Folder) -> None:

@@ -18,7 +18,8 @@ _PAGE_COLOURS = {INK: 'currentColor', GRID: 'var(--grid)'}
 _SETTINGS = {'svg.fonttype': 'none', 'svg.hashsalt': 'report', 'font.family': 'sans-serif',
              'font.sans-serif': ['DejaVu Sans'], 'font.size': 8, 'axes.edgecolor': INK,
              'axes.labelcolor': INK, 'text.color': INK, 'xtick.color': INK, 'ytick.color': INK,
-             'axes.facecolor': 'none', 'figure.facecolor': 'none', 'axes.linewidth': 0.5}
+             'axes.facecolor': 'none', 'figure.facecolor': 'none', 'axes.linewidth': 0.5,
+             'text.parse_math': False}  # a dollar in a name is a dollar
 
 
 def settings() -> Any:
