@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -27,6 +28,7 @@ from pemt_jax.errors import UserError
 AUTO = 'auto'
 LOST_CODE = 3  # exit code of a process that another one has left alone
 HEARTBEAT_SECONDS = 60  # until JAX counts a silent process as lost and ends the others
+LAST_WORDS_SECONDS = 3
 
 # How the collectives of the platforms and JAX's coordinator tell that a process is gone.
 _LOSS = re.compile(r'gloo|nccl|coordination|heartbeat|connection (reset|closed)|socket closed|'
@@ -115,9 +117,14 @@ def _give_up(sentence: str) -> None:
 
 
 def leave(code: int) -> None:
-  """Ends this process at once; a usual exit would wait for the other processes."""
+  """Ends this process at once; a usual exit would wait for the other processes.
+
+  The first one, whose end JAX answers by aborting the others, lets them tell their mistake before.
+  """
   sys.stdout.flush()
   sys.stderr.flush()
+  if count() > 1 and is_first():
+    time.sleep(LAST_WORDS_SECONDS)
   os._exit(code)
 
 

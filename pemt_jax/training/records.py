@@ -17,6 +17,7 @@ import numpy as np
 
 from pemt_jax.errors import UserError
 from pemt_jax.experts import tree_files
+from pemt_jax.sharding import processes
 
 CONFIG = 'config.json'
 ENVIRONMENT = 'environment.json'
@@ -84,7 +85,7 @@ def write_config(folder: pathlib.Path, config: mlc.ConfigDict, resumes: bool,
     notes: more fields of environment.json.
 
   Raises:
-    UserError: the workdir holds a run of another config.
+    UserError: the workdir holds a run of another config, or is not shared by all processes.
   """
   new = resolved(config)
   if resumes and (folder / CONFIG).exists():
@@ -94,9 +95,13 @@ def write_config(folder: pathlib.Path, config: mlc.ConfigDict, resumes: bool,
         raise UserError(f'{folder} holds a run with config.{name} = {before.get(name)!r}, this '
                         f'call has {after.get(name)!r}; use the old value to resume it or choose '
                         'another workdir.')
-  if jax.process_index() == 0:
+  if processes.is_first():
     tree_files.write_json(folder / CONFIG, new)
     tree_files.write_json(folder / ENVIRONMENT, environment() | dict(notes or {}))
+  processes.wait('config')
+  if not (folder / CONFIG).exists():
+    raise UserError(f'Process {jax.process_index()} does not see {folder / CONFIG}, which the first'
+                    ' process has written; give a workdir on storage that all processes share.')
 
 
 def environment() -> dict[str, Any]:
@@ -167,7 +172,7 @@ class MetricWriter:
       step: last step whose values stay.
       tensorboard: whether to write TensorBoard files.
     """
-    self._writes = jax.process_index() == 0
+    self._writes = processes.is_first()
     self._folder = workdir / 'tensorboard' if tensorboard and self._writes else None
     self._step = step
     self._boards: dict[str, Any] = {}
