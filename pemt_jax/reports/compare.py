@@ -123,10 +123,22 @@ def facts(stage: Stage) -> dict[str, Any]:
            'time': duration(numbers(stage.resources).get('seconds')),
            'peak memory': size(numbers(stage.resources).get('peak_host_bytes')),
            'device memory': size(numbers(stage.resources).get('peak_device_bytes')),
+           **_used(numbers(stage.resources)),
            'tuned per replica': thousands(
                numbers(stage.parameters).get('tuned_parameters_per_replica')),
            'frozen': thousands(numbers(stage.parameters).get('frozen_parameters'))}
   return {name: str(value) for name, value in found.items() if value is not None}
+
+
+def _used(resources: Mapping[str, float]) -> dict[str, str | None]:
+  """What `training/usage.py` tells of all starts of a run."""
+  lost, starts = resources.get('lost_steps'), resources.get('starts')
+  return {'goodput': percent(resources.get('goodput')),
+          'starts': thousands(starts) if starts and starts > 1 else None,
+          'lost steps': thousands(lost) if lost else None,
+          'operations of a step': scientific(resources.get('flops_per_step')),
+          'operations per second': scientific(resources.get('flops_per_second')),
+          'utilisation': percent(resources.get('utilisation'))}
 
 
 def facts_view(runs: Mapping[str, Stage]) -> View:
@@ -160,6 +172,16 @@ def size(count: float | None) -> str | None:
   if count is None:
     return None
   return f'{count / 2 ** 30:.1f} GiB' if count >= 2 ** 30 else f'{count / 2 ** 20:.0f} MiB'
+
+
+def percent(share: float | None) -> str | None:
+  """A share in percent."""
+  return None if share is None else f'{100 * share:.1f} %'
+
+
+def scientific(number: float | None) -> str | None:
+  """A large number with three digits."""
+  return None if number is None else f'{number:.2e}'
 
 
 def thousands(count: float | None) -> str | None:

@@ -18,6 +18,7 @@ from pemt_jax.stages.build import Stage
 from pemt_jax.stages.evaluate import observations
 from pemt_jax.stages.route_records import write_best
 from pemt_jax.stages.sources import PROMPT
+from pemt_jax.training import usage
 from pemt_jax.training.loop import TrainResult
 from pemt_jax.training.records import METRICS
 from pemt_jax.trees import flatten, unflatten
@@ -56,14 +57,19 @@ def _write_files(stage, trained, workdir):
 
 
 def write_resources(workdir: pathlib.Path, seconds: float) -> None:
-  """Writes resources.json: wall-clock seconds of this call, peak memory of a process in bytes."""
+  """Writes resources.json: seconds of this call, peak memory in bytes, and what all calls used.
+
+  Memory is that of one process, and of the fullest of its devices where they tell it.
+  """
   if not processes.is_first():
     return
-  stats = jax.local_devices()[0].memory_stats() or {}
+  stats = [device.memory_stats() or {} for device in jax.local_devices()]
+  peaks = [found['peak_bytes_in_use'] for found in stats if 'peak_bytes_in_use' in found]
   host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
   tree_files.write_json(workdir / 'resources.json', {
       'seconds': seconds, 'peak_host_bytes': host,
-      'peak_device_bytes': stats.get('peak_bytes_in_use')})
+      'peak_device_bytes': max(peaks, default=None),
+      **usage.combined([workdir, *sorted((workdir / 'replicas').glob('*'))])})
 
 
 def _write_predictions(stage, name, split, texts, workdir):
