@@ -25,6 +25,8 @@ TASKS = flags.DEFINE_list('tasks', [], 'Tasks to score an expert of several task
                           'its own; those it was not trained on need --task_vectors.')
 VECTORS = flags.DEFINE_string('task_vectors', None, 'Folder of task vectors that routed layers '
                               'read in place of the trained ones.')
+MESH = flags.DEFINE_list('mesh', [], 'Devices along axes, such as fsdp=2,tensor=4; those that are '
+                         'left stand along data.')
 
 cli.define_process_flags()
 
@@ -32,11 +34,13 @@ cli.define_process_flags()
 def main(_: list[str]) -> None:
   """Scores every expert and writes `evaluation.<split>.json` into the folder."""
   from pemt_jax.experts import tree_files
+  from pemt_jax.sharding.mesh import mesh_overrides
   from pemt_jax.stages import predict
   overrides = {key: value for key, value in (('data.root', ROOT.value),
                                              ('model.name', BACKBONE.value),
                                              ('tasks', tuple(TASKS.value)),
                                              ('method.vectors', VECTORS.value)) if value}
+  overrides |= mesh_overrides(MESH.value)
   workdir = pathlib.Path(WORKDIR.value)
   results = predict.evaluate_experts(workdir, SPLIT.value, overrides)
   for name, metrics in results.items():

@@ -25,18 +25,22 @@ BACKBONE = flags.DEFINE_string('backbone', None, 'Backbone in place of the train
 VECTORS = flags.DEFINE_string('task_vectors', None, 'Folder with the vector of --task, which '
                               'routed layers read in place of a trained one.')
 TASK = flags.DEFINE_string('task', '', 'Task of the rows, for an expert of several tasks.')
+MESH = flags.DEFINE_list('mesh', [], 'Devices along axes, such as fsdp=2,tensor=4; those that are '
+                         'left stand along data.')
 
 cli.define_process_flags()
 
 
 def main(_: list[str]) -> None:
   """Predicts and prints how many rows were written."""
+  from pemt_jax.sharding.mesh import mesh_overrides
   from pemt_jax.stages import predict
   overrides = {'model.name': BACKBONE.value} if BACKBONE.value else {}
   if VECTORS.value:
     overrides['method.vectors'] = VECTORS.value
     if TASK.value:
       overrides['tasks'] = (TASK.value,)
+  overrides |= mesh_overrides(MESH.value)
   count = predict.predict_file(pathlib.Path(WORKDIR.value), pathlib.Path(INPUT.value),
                                pathlib.Path(OUTPUT.value), overrides, TASK.value)
   print(f'{count} predictions: {OUTPUT.value}')

@@ -11,7 +11,7 @@ import jax
 from flax import linen as nn
 from jax.sharding import AxisType, Mesh
 
-from pemt_jax.errors import UserError
+from pemt_jax.errors import UserError, one_of
 from pemt_jax.sharding.rules import RULES, Rules
 
 AXES = ('data', 'fsdp', 'tensor', 'expert')
@@ -57,6 +57,23 @@ class MeshShape:
                       ' with that product, or -1 for one of them.')
     order = (*((REPLICA,) if self.replica != 1 else ()), *AXES)
     return {axis: sizes[axis] for axis in order}
+
+
+def mesh_overrides(sizes: Sequence[str]) -> dict[str, int]:
+  """Reads `axis=devices` texts; returns {config path: devices}.
+
+  Raises:
+    UserError: an unknown axis, or no number.
+  """
+  found = {}
+  for text in sizes:
+    axis, _, count = text.partition('=')
+    one_of('the axis of --mesh', axis, (*AXES, REPLICA))
+    try:
+      found[f'mesh.{axis}'] = int(count)
+    except ValueError as error:
+      raise UserError(f"--mesh has '{text}'; write axis=devices, such as fsdp=4.") from error
+  return found
 
 
 def make_mesh(shape: MeshShape = MeshShape(), devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -135,7 +135,7 @@ class Evaluator:
       group = [own[number] if number < len(own) else filler_like(own[-1]) for own in batches]
       tasks = [spec.tasks[batch['task_ids'].max() if spec.parts else 0]
                for spec, batch in zip(specs, group, strict=True)]
-      found = self._predict(tuned, frozen, constants, tasks, group)
+      found = self.predict_batch(tuned, frozen, constants, tasks, group)
       for i, (batch, (out, stats)) in enumerate(zip(group, found, strict=True)):
         names_of_rows = zip(batch['task_ids'].tolist(), batch['example_ids'].tolist(), strict=True)
         tokens[i] |= {key: out[row]
@@ -144,7 +144,8 @@ class Evaluator:
           statistics[i].append(stats)
     return [[own[key] for key in sorted(own)] for own in tokens], statistics
 
-  def _predict(self, tuned, frozen, constants, tasks, group):
+  def predict_batch(self, tuned: Tree, frozen: Tree, constants: Tree, tasks: Sequence[str],
+                    group: Sequence[pipeline.Batch]) -> list[tuple[np.ndarray, dict[str, Any]]]:
     """(tokens, statistics) of the batch of each replica, decoded as its task wants it."""
     chosen, found, placement = [self.predict_of(task) for task in tasks], {}, self.placement
     tuned, constants = placement.stacked(tuned), placement.whole(constants)

@@ -14,6 +14,7 @@ from pemt_jax.data.tokenizer import Tokenizer
 from pemt_jax.methods.base import Method
 from pemt_jax.models.generation import label_scores_from_logits
 from pemt_jax.models.t5 import T5
+from pemt_jax.sharding.placement import fetch
 from pemt_jax.trees import Tree
 
 _READ = ('inputs', 'inputs_mask', 'task_ids')
@@ -50,7 +51,7 @@ def score_rows(score: Callable[..., jax.Array], trees: tuple[Tree, Tree, Tree],
   """Scores all rows of evaluation batches; returns [example, label] in the order of examples."""
   found = {}
   for batch in batches:
-    values = np.asarray(score(*trees, {k: batch[k] for k in _READ}))
+    values = fetch(score(*trees, {k: batch[k] for k in _READ}))
     found |= {int(example): values[row]
               for row, example in enumerate(batch['example_ids']) if example >= 0}
   return np.stack([found[index] for index in range(len(found))])

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from pemt_jax.errors import UserError
-from pemt_jax.sharding.mesh import AXES, MeshShape, make_mesh
+from pemt_jax.sharding.mesh import AXES, MeshShape, make_mesh, mesh_overrides
 
 
 def test_one_size_may_be_left_to_the_number_of_devices():
@@ -38,3 +38,12 @@ def test_sizes_that_do_not_fit_are_errors(shape, devices, sentence):
 def test_a_mesh_of_one_device_has_all_axes():
   mesh = make_mesh(devices=jax.devices()[:1])
   assert mesh.axis_names == AXES and mesh.size == 1
+
+
+def test_sizes_of_a_command_line():
+  assert mesh_overrides([]) == {}
+  assert mesh_overrides(['fsdp=2', 'replica=4']) == {'mesh.fsdp': 2, 'mesh.replica': 4}
+  with pytest.raises(UserError, match="^--mesh has 'fsdp'; write axis=devices, such as fsdp=4.$"):
+    mesh_overrides(['fsdp'])
+  with pytest.raises(UserError, match="^the axis of --mesh is 'rows'; choose one of data, fsdp, "):
+    mesh_overrides(['rows=2'])
