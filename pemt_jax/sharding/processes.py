@@ -31,8 +31,8 @@ HEARTBEAT_SECONDS = 60  # until JAX counts a silent process as lost and ends the
 LAST_WORDS_SECONDS = 3
 
 # How the collectives of the platforms and JAX's coordinator tell that a process is gone.
-_LOSS = re.compile(r'gloo|nccl|coordination|heartbeat|connection (reset|closed)|socket closed|'
-                   r'unavailable|barrier', re.IGNORECASE)
+_LOSS = re.compile(r'Gloo|NCCL|coordination service|heartbeat|[Bb]arrier|Connection (reset|closed)|'
+                   r'Socket closed|UNAVAILABLE')
 
 
 def start(address: str, process_count: int | None, index: int | None, timeout: int) -> None:
@@ -100,8 +100,9 @@ def as_member(call: Callable[[], int | None], address: str, process_count: int |
   """
   start(address, process_count, index, timeout)
   try:
-    with contextlib.redirect_stdout(sys.stdout if is_first() else open(os.devnull, 'w')):
-      code = call()
+    with open(os.devnull, 'w', encoding='utf-8') as nowhere:
+      with contextlib.redirect_stdout(sys.stdout if is_first() else nowhere):
+        code = call()
   except Exception as error:  # pylint: disable=broad-except
     sentence = loss_of(error)
     print(sentence or traceback.format_exc(), file=sys.stderr)
@@ -170,8 +171,8 @@ def first_before_others(name: str) -> Iterator[None]:
 def begin_maximum(value: int) -> jax.Array:
   """Begins to find the greatest value of all processes; reading the result waits for it."""
   per_device, maximum = _maximum()
-  local = np.full(jax.local_device_count(), value, np.int32)
-  return maximum(jax.make_array_from_process_local_data(per_device, local))
+  return maximum(jax.make_array_from_callback(
+      (jax.device_count(),), per_device, lambda _: np.array([value], np.int32)))
 
 
 @functools.cache
