@@ -76,7 +76,7 @@ def cudnn_objection(query: jax.Array, key: jax.Array) -> str:
 def flash(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array) -> jax.Array:
   """JAX's Pallas kernel for TPUs; see `Kernel.run`."""
   from jax.experimental.pallas.ops.tpu.flash_attention import flash_attention
-  return flash_attention(query, key, value, bias)
+  return flash_attention(query, key, value, bias.astype(query.dtype))
 
 
 def flash_objection(query: jax.Array, key: jax.Array) -> str:
@@ -91,7 +91,7 @@ def flash_objection(query: jax.Array, key: jax.Array) -> str:
 
 
 # Platform -> kernel. That of the TPU reads a bias for each row and writes its gradient even where
-# nobody reads that, so that it saves no memory: only those who ask for it get it.
+# nobody reads that, so that it takes more memory than the plain form: only who asks for it gets it.
 KERNELS: Mapping[str, Kernel] = {
     'gpu': Kernel('cuDNN', functools.partial(by_heads, implementation='cudnn'), cudnn_objection,
                   64),

@@ -188,3 +188,35 @@ def test_the_kernel_for_tpus_lowers_with_its_gradient():
   traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(inputs.query, inputs.key, inputs.value)
   text = traced.lower(lowering_platforms=('tpu',)).as_text()
   assert text.count('tpu_custom_call') >= 3
+
+
+ON_A_MESH = """
+import functools, jax, jax.numpy as jnp, numpy as np
+from pemt_jax.models import attention
+from pemt_jax.models.sites import AttentionInputs
+from pemt_jax.sharding.mesh import MeshShape, make_mesh, use_mesh
+shapes = []
+def run(*arrays):
+  shapes.append([array.shape for array in arrays])
+  return attention.by_heads(*arrays, implementation='xla')
+kernel = attention.Kernel('', run, None, None)
+rng = np.random.default_rng(0)
+make = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+inputs = AttentionInputs(*(make(4, 6, 8, 16) for _ in range(3)))
+loss = lambda inputs, bias: jnp.sum(attention.run(kernel, inputs, bias, jnp.ones(4), 1.0) ** 2)
+both = jax.jit(jax.value_and_grad(loss))
+bias = make(1, 6, 8, 8)
+alone = both(inputs, bias)
+jax.clear_caches()
+with use_mesh(make_mesh(MeshShape(data=2, fsdp=2, tensor=2))):
+  found = both(inputs, bias)
+assert shapes[0] == [(4, 6, 8, 16)] * 3 + [(4, 6, 8, 8)], shapes
+assert shapes[-1] == [(1, 3, 8, 16)] * 3 + [(1, 3, 8, 8)], shapes
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), alone, found)
+"""
+
+
+@pytest.mark.slow
+def test_each_device_of_a_mesh_runs_a_kernel_on_its_rows_and_heads(run_python):
+  done = run_python(code=ON_A_MESH, devices=8)
+  assert done.returncode == 0, done.stderr[-2000:]
