@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pemt_jax.errors import UserError
 from pemt_jax.reports.tables import MISSING, aligned
 
 GIB = 2**30
@@ -72,9 +73,30 @@ def shown(plans: Sequence[Mapping[str, Any]]) -> str:
   return '\n'.join(lines)
 
 
+def table(folder: str | pathlib.Path) -> str:
+  """All plans of a folder as Markdown, by stage and number of chips.
+
+  Args:
+    folder: of files that `write` made.
+
+  Raises:
+    UserError: a folder without plans.
+  """
+  found = [plan for path in sorted(pathlib.Path(folder).glob('*.json'))
+           for plan in json.loads(path.read_text(encoding='utf-8'))]
+  if not found:
+    raise UserError(f"folder '{folder}' holds no plans; write some with launch/plan.py --output.")
+  found.sort(key=lambda plan: (plan['stage'], plan['model'], plan['program'], plan['chips']))
+  names = lambda plan: [f'{plan["stage"]}, {plan["model"].rpartition("/")[2]}', plan['program'],
+                        str(plan['rows']), plan['topology']]
+  return aligned([('stage', 'program', 'rows', 'slice', *HEAD),
+                  *(names(plan) + row(plan) for plan in found)])
+
+
 def _details(plan: Mapping[str, Any]) -> list[str]:
   memory = ', '.join(f'{name} {size / GIB:.3f}' for name, size in plan['memory'].items())
   lines = [f'{mesh_name(plan)}: GiB of a device: {memory or "not told"}']
+  lines += [f'  {plan["refused"]}'] if 'refused' in plan else []
   for kind, each in plan.get('collectives', {}).items():
     lines.append(f'  {kind}: {each["runs"]} runs, {each["bytes"] / 1e9:.3g} GB brought in')
   found = plan.get('findings', {})

@@ -24,7 +24,7 @@ from pemt_jax.trees import Tree, flatten
 
 PROGRAMS = {'train': train_program, 'predict': predict_program}
 _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30}
-_MOST_LINES = 5
+_MOST_LINES, _MOST_LETTERS = 5, 400
 
 
 def plan(config: mlc.ConfigDict, topology: Topology, mesh: Mapping[str, int], program: str,
@@ -60,7 +60,7 @@ def plan(config: mlc.ConfigDict, topology: Topology, mesh: Mapping[str, int], pr
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
-    return found | {'fits': False, 'memory': _refused(str(error))}
+    return found | {'fits': False, **_refused(str(error))}
   found['compile_seconds'] = round(time.monotonic() - began, 1)
   module = Module(compiled.as_text(), made.turns)
   costs = costs_of(module, topology.size)
@@ -133,7 +133,8 @@ def _work(costs: Costs) -> dict[str, Any]:
                    'group': each.group, 'source': each.source} for each in largest]}
 
 
-def _refused(message: str) -> dict[str, int]:
-  """The peak that the compiler tells when a program does not fit."""
+def _refused(message: str) -> dict[str, Any]:
+  """What the compiler tells of a program that does not fit: its reason, and the peak if it says."""
   used = re.search(r'Used ([\d.]+)([KMG])', message)
-  return {'peak': int(float(used[1]) * _UNITS[used[2]])} if used else {}
+  peak = {'peak': int(float(used[1]) * _UNITS[used[2]])} if used else {}
+  return {'memory': peak, 'refused': ' '.join(message.split())[:_MOST_LETTERS]}
