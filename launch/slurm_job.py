@@ -1,6 +1,6 @@
 """Submits a command as a Slurm job, one process per GPU, or per node without GPUs.
 
-python launch/slurm_job.py --name=NAME --nodes=2 --gpus_per_node=8 --command='python launch/train.py ..'
+python launch/slurm_job.py --name=NAME --nodes=2 --gpus_per_node=8 --command='python ...'
 
 --dry_run prints the batch script and submits nothing. A run that the time limit has stopped is
 put into the queue again and resumes.
