@@ -11,7 +11,7 @@ or another stack. Recomputed activations (`model.remat`) count each time they ar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -49,7 +49,7 @@ def _of_equation(equation: core.JaxprEqn, turns: float) -> float:
   name, params = equation.primitive.name, equation.params
   if name in _PRODUCTS:
     return _PRODUCTS[name](equation)
-  inner = [_of_program(jaxpr, turns) for jaxpr in _programs(params)]
+  inner = [_of_program(jaxpr, turns) for jaxpr in core.jaxprs_in_params(params)]
   if name == 'scan':
     return params['length'] * inner[0]
   if name == 'while':
@@ -61,16 +61,6 @@ def _of_equation(equation: core.JaxprEqn, turns: float) -> float:
     mesh = params['mesh']
     return sum(inner) * math.prod(mesh.shape[axis] for axis in params['newly_manual_axes'])
   return sum(inner)
-
-
-def _programs(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
-  """Programs among the parameters of an equation."""
-  for value in params.values():
-    for item in value if isinstance(value, (tuple, list)) else (value,):
-      if isinstance(item, core.ClosedJaxpr):
-        yield item.jaxpr
-      elif isinstance(item, core.Jaxpr):
-        yield item
 
 
 def _shape(variable: Any) -> tuple[int, ...]:
