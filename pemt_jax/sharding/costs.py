@@ -24,6 +24,7 @@ _SLICES = ('dynamic-slice', 'slice', 'slice-start', 'gather')
 _UPDATE = 'dynamic-update-slice'
 # Inside of a fusion: buffers of an exchange that goes on; it counts by itself.
 _PASSED = (*COLLECTIVES, 'parameter', 'custom-call', 'tuple', 'get-tuple-element')
+_KERNEL = re.compile(r'"cost_estimate":\{"flops":"?(\d+)')
 _PART = re.compile(r'(\w+)=([\d_x\-]+)')
 
 
@@ -106,14 +107,15 @@ def costs_of(module: Module, devices: int) -> Costs:
 
 
 def flops_of(instruction: Instruction, computation: Computation) -> int:
-  """Multiplications and additions of a product or convolution; 0 for all else."""
+  """Multiplications and additions of a product, a convolution or, as it tells, a kernel; or 0."""
   if instruction.kind == 'dot':
     left = _operand(instruction, 0, computation).dims
     contracted = math.prod(left[axis] for axis in instruction.numbers('lhs_contracting_dims'))
     return 2 * math.prod(instruction.result[0].dims) * contracted
   if instruction.kind == 'convolution':
     return _of_convolution(instruction, computation)
-  return 0
+  told = _KERNEL.search(instruction.text) if instruction.kind == 'custom-call' else None
+  return int(told[1]) if told else 0
 
 
 def _operand(instruction: Instruction, number: int, computation: Computation) -> Array:

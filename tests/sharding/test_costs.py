@@ -53,6 +53,13 @@ def test_a_gather_of_all_layers_a_copy_and_a_frozen_gradient_are_found():
   assert not frozen_gradients(sums, [('encoder/layers/wi/kernel', (3, 8, 32))], [])
 
 
+def test_a_kernel_counts_what_it_tells():
+  line = ('%kernel = f32[4,32]{1,0} custom-call(%x.1), custom_call_target="tpu_custom_call", '
+          'backend_config={"custom_call_config":{"cost_estimate":{"flops":"77","bytes":"8"}}}')
+  text = PROGRAM.replace('%start = s32[]', f'{line}\n  %start = s32[]')
+  assert costs_of(Module(text), 4).flops == 77
+
+
 @pytest.mark.parametrize('step, turns', [(1, 3), (2, 2), (3, 1)])
 def test_a_counter_may_make_larger_steps(step, turns):
   text = PROGRAM.replace('%one = s32[] constant(1)', f'%one = s32[] constant({step})')
