@@ -123,7 +123,7 @@ class DenseExperts:
       kept = work.drop(self.hidden_dropout, 'mlp/hidden')(ones)
       kept = groups.rows(kept.reshape(-1, choices, self.mlp))
     if self.biases == 'shared':
-      values = {name: jnp.broadcast_to(value, (groups.experts, *value.shape))
+      values = {name: jnp.broadcast_to(value.astype(jnp.float32), (groups.experts, *value.shape))
                 if name.endswith('/bias') else value for name, value in values.items()}
     y = groups.through(Maps(self._inputs_of, self._output_of), values, groups.rows(x), kept)
     y = groups.back(y).reshape(*x.shape[:2], -1)

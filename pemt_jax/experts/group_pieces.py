@@ -18,6 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pemt_jax.models.layers import add_vector
+
 # Lengths of pieces in units of an eighth of a mean group. Reading a matrix of 512 x 2048 takes as
 # long as its product with 75 rows, so that very short pieces are not worth their compilation.
 _UNITS, _SMALLEST_UNIT = (2, 3, 4, 5, 6, 7, 8, 9, 10, 12), 16
@@ -30,7 +32,7 @@ class OneGroup:
   def project(self, rows: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
     """[row, in], [in, out] and [out] -> [row, out]."""
     y = rows @ kernel
-    return y if bias is None else y + bias
+    return y if bias is None else add_vector(y, bias)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,9 @@ class AllGroups:
     y = jax.lax.ragged_dot(rows, kernels, self.sizes)
     if biases is None:
       return y
-    return y + jnp.repeat(biases, self.sizes, axis=0, total_repeat_length=rows.shape[0])
+    biases = biases.astype(jnp.float32)  # So are the sums over rows in their gradient.
+    return add_vector(
+        y, jnp.repeat(biases, self.sizes, axis=0, total_repeat_length=rows.shape[0]))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,7 @@ from flax import linen as nn
 
 from pemt_jax.experts import group_pieces
 from pemt_jax.experts.group_pieces import Maps
+from pemt_jax.models.layers import add_vector
 
 FORMS = ('auto', 'sorted', 'ragged', 'gathered', 'batched')
 # Logical axes of [group, choice, features] outside of the layer and spread over all devices, and of
@@ -139,10 +140,10 @@ class Groups:
       return group_pieces.AllGroups(self.sizes).project(rows, kernels, biases)
     if self.form == 'batched':
       y = jnp.einsum('gecd,edf->gecf', rows, kernels)
-      return y if biases is None else y + biases[None, :, None]
+      return y if biases is None else add_vector(y, biases[None, :, None])
     own = jnp.minimum(self.chosen.reshape(-1), self.experts - 1)
     y = jnp.einsum('rd,rdf->rf', rows, kernels[own])
-    return y if biases is None else y + biases[own]
+    return y if biases is None else add_vector(y, biases.astype(jnp.float32)[own])
 
   def back(self, rows: jax.Array) -> jax.Array:
     """Rows of features -> [group, token, choice, features], zeros for choices of no expert."""
