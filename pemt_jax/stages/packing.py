@@ -28,7 +28,7 @@ def front_positions(method: Method, backbone: Backbone, specs: Sequence[ReplicaS
   if len(packing) > 1:
     raise UserError('config.data.packing differs between the tasks of this run; set it for all of'
                     ' them or for none.')
-  if not hasattr(backbone.config, 'decoder_layers') or not backbone.config.encoder_layers:
+  if not (backbone.config.encoder_layers and backbone.config.decoder_layers):
     raise UserError(f"config.data.packing needs an encoder and a decoder, which '{backbone.name}'"
                     ' has not; choose a T5 or a BART, or leave it out.')
   if method.transform_loss is not None:

@@ -152,6 +152,9 @@ def _check(specs: Sequence[ReplicaSpec]) -> None:
       value = spec.config.data[field]
       least = min(value, default=1) if isinstance(value, tuple) else value
       number(f'config.data.{field}', value, least >= 1, 'of at least 1')
+    for field in ('packed_length', 'packed_target_length'):
+      value = spec.config.data[field]
+      number(f'config.data.{field}', value, value >= 0, 'of at least 0')
     rows, parts = spec.config.data.batch_size, spec.config.train.accumulate
     if rows % parts:
       raise UserError(f'config.train.accumulate is {parts}, which does not divide a batch of {rows}'

@@ -44,9 +44,12 @@ def build(config: mlc.ConfigDict, workdir: pathlib.Path,
   """Builds the experiment: one replica for each seed and learning rate.
 
   Raises:
-    UserError: no text, or text shorter than one chunk.
+    UserError: no text, text shorter than one chunk, or packed rows.
   """
   fields, tokenizer = config.data, None
+  if fields.packing:
+    raise UserError('config.data.packing is for examples of tasks, and pretraining cuts text into'
+                    ' full rows; set it to False.')
   if fields.source == 'playground':
     tokenizer, places = playground_text(config, workdir)
   elif fields.text or fields.text_tasks:

@@ -14,7 +14,7 @@ from pemt_jax.models.gpt2_config import GPT2Config
 from pemt_jax.stages.build import build
 from pemt_jax.stages.config import base_config
 from pemt_jax.stages.packing import front_positions
-from pemt_jax.stages.rows import ReplicaSpec
+from pemt_jax.stages.rows import ReplicaSpec, replica_specs
 from pemt_jax.stages.run import run_stage
 from tests import tiny
 from tests.stages import small
@@ -54,6 +54,13 @@ def test_backbones_and_mixtures_that_cannot_be_packed_are_refused():
     positions('lora', spec_of(), config=gpt2)
   with pytest.raises(UserError, match='differs between the tasks'):
     positions('lora', spec_of(parts=[spec_of(), spec_of(False)]))
+
+
+@pytest.mark.parametrize('field', ['packed_length', 'packed_target_length'])
+def test_negative_lengths_are_refused(field):
+  config = small.config_of('lora', 'b', **{f'data__{field}': -1})
+  with pytest.raises(UserError, match=f'config.data.{field}'):
+    replica_specs(config)
 
 
 @pytest.mark.slow
