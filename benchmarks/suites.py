@@ -198,9 +198,10 @@ def moe(plan: Plan) -> Iterator[dict[str, Any]]:
     options = {form or 'dense': moe_layer.options_of(model, kind, experts, form)
                for form in ('', *moe_layer.FORMS)}
     sides, _ = _turns_of(plan, {name: ('feed_forward', own) for name, own in options.items()})
-    over = {form: ratio(sides[form]['samples'], sides['dense']['samples'])
-            for form in moe_layer.FORMS}
-    yield {'model': model, 'experts': experts, 'kind': kind, 'over_dense': over,
+    over = {f'over_dense{clock}': {form: ratio(sides[form][samples], sides['dense'][samples])
+                                   for form in moe_layer.FORMS}
+            for clock, samples in (('', 'samples'), ('_cpu', 'cpu_seconds'))}
+    yield {'model': model, 'experts': experts, 'kind': kind, **over,
            'steps_per_second': {name: 1 / side['seconds']['median']
                                 for name, side in sides.items()},
            'options': {name: dataclasses.asdict(own) for name, own in options.items()}, **sides}
