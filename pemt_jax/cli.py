@@ -203,6 +203,7 @@ def _parse_or_exit(argv: Sequence[str]) -> list[str]:
 def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int | None:
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)
+  _quiet_threads()
   _keep_programs(cache_settings(_CACHE.value, os.environ))
   try:
     return main(argv)
@@ -215,11 +216,20 @@ def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int | 
       raise
     logging.info('What led to the error:', exc_info=error)
     _print(UserError(f"{error.filename or 'A file'} cannot be written or read ({error.strerror}); "
-                     'make room, or give a folder with the rights for it.'))
+                     'make room or correct the rights, then give the same command again.'))
     return USER_ERROR_CODE
   except KeyboardInterrupt:
     print('Interrupted.', file=sys.stderr)
     return INTERRUPTED_CODE
+
+
+def _quiet_threads() -> None:
+  """Leaves out what threads of Orbax print about a failed write; the main thread raises it too."""
+  logging.get_absl_handler().addFilter(
+      lambda record: not (record.exc_info and 'orbax' in record.pathname))
+  usual = sys.unraisablehook
+  sys.unraisablehook = lambda raised: (
+      None if str(raised.exc_value) == 'Event loop is closed' else usual(raised))
 
 
 def _print(error: UserError) -> None:

@@ -66,8 +66,8 @@ def test_result_of_main_is_the_exit_code(call):
 @pytest.mark.parametrize('arguments, sentence', [
     (['--config=CONFIG', '--workdir=wrong'], 'Folder wrong holds no run; give another --workdir.'),
     (['--config=CONFIG', '--workdir=full'],
-     'full/config.json cannot be written or read (No space left on device); make room, or give a '
-     'folder with the rights for it.'),
+     'full/config.json cannot be written or read (No space left on device); make room or '
+     'correct the rights, then give the same command again.'),
     (['--config=CONFIG'], 'Option --workdir is missing; add --workdir=VALUE to the command.'),
     (['--config=CONFIG', '--workdir=w', '--config.optimizer.learning_rte=1'],
      'Unknown config key config.optimizer.learning_rte for CONFIG; the closest existing keys are '

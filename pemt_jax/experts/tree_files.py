@@ -125,6 +125,9 @@ def replacing(path: pathlib.Path) -> Iterator[str]:
   try:
     yield str(temporary)
     os.replace(temporary, path)
+  except OSError as error:
+    error.filename = error.filename or str(path)
+    raise
   finally:
     temporary.unlink(missing_ok=True)
 
