@@ -31,11 +31,12 @@ PLAYGROUND = str(REPO / 'pemt_jax' / 'assets' / 'playground_t5')
 def _sizes(name: str):
   from benchmarks.gpu_parts import Sizes
   if name == 'tiny':
-    return Sizes({PLAYGROUND: 2}, (16, 8), (2, 8, 4), (PLAYGROUND, 2), (8, 4), 3, (2,),
-                 ((1, 2, 16, 8),), 128, 'bfloat16', 1, False)
+    return Sizes({PLAYGROUND: 2}, (16, 8), (2, 8, 4), (PLAYGROUND, 2), (8, 4), 6, (2,),
+                 ((1, 2, 16, 8),), 128, 'bfloat16', 1, compiled=False)
   return Sizes({'t5-base': 64, 't5-large': 32, 't5-3b': 16}, (512, 128), (32, 128, 32),
                ('t5-base', 8), (128, 8), 20, (1, 2, 4, 8, 16, 32),
-               tuple((8, 16, length, 64) for length in (128, 256, 512, 1024)), 8192, 'bfloat16', 5)
+               tuple((8, 16, length, 64) for length in (128, 256, 512, 1024)), 8192, 'bfloat16', 5,
+               ('t5-large',))
 
 
 def main(_: list[str]) -> None:

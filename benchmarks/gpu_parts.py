@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import gc
 import importlib.util
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -45,6 +46,7 @@ class Sizes:
     matrix: rows and columns of the matrices whose products give the matrix rate.
     dtype: of activations, products and frozen weights on both sides.
     rounds: measured turns of each program.
+    plain: models that are also measured with plain attention, where the platform has a kernel.
     compiled: measure the peer through `torch.compile` too, which takes a minute and more.
   """
 
@@ -59,6 +61,7 @@ class Sizes:
   matrix: int
   dtype: str
   rounds: int
+  plain: tuple[str, ...] = ()
   compiled: bool = True
 
 
@@ -164,7 +167,7 @@ def train_step(model: str, bench: Bench) -> dict[str, Any]:
   options = bench.options(model, batch=rows, source=source, target=target)
   found: dict[str, Any] = {'options': dataclasses.asdict(options)}
   sides = {'library': programs.TrainStep(options, bench.compute())}
-  if jax.default_backend() in attention.KERNELS:
+  if model in bench.sizes.plain and jax.default_backend() in attention.KERNELS:
     sides['library_plain_attention'] = programs.TrainStep(options, bench.compute(attention='plain'))
   _add_peers(bench, options, sides, found)
   found |= take_turns(sides, bench.sizes.rounds)
@@ -210,20 +213,15 @@ def replicas(count: int, bench: Bench) -> dict[str, Any]:
 
 
 def experts(bench: Bench) -> dict[str, Any]:
-  """Routed feed-forwards against a dense one, forward and with gradients."""
-  model, _ = bench.sizes.replicas
-  found: dict[str, Any] = {}
-  for kind in ('forward', 'gradient'):
-    options = bench.options(model, metric=kind)
-    sides = {'dense': programs.FeedForward(options)}
-    for number in bench.sizes.experts:
-      for form in programs.FORMS:
-        own = dataclasses.replace(options, experts=number, form=form)
-        sides[f'{form}_{number}'] = programs.FeedForward(own)
-    times = take_turns(sides, bench.sizes.rounds)
-    found[kind] = {name: {**side, 'over_dense': 1.0 / _against(times, name, 'dense')}
-                   for name, side in times.items()}
-  return found
+  """Routed feed-forwards with their gradients against a dense one."""
+  options = bench.options(bench.sizes.replicas[0], metric='gradient')
+  sides = {'dense': programs.FeedForward(options)}
+  for number, form in itertools.product(bench.sizes.experts, programs.FORMS):
+    own = dataclasses.replace(options, experts=number, form=form)
+    sides[f'{form}_{number}'] = programs.FeedForward(own)
+  found = take_turns(sides, bench.sizes.rounds)
+  return {name: {**side, 'over_dense': 1.0 / _against(found, name, 'dense')}
+          for name, side in found.items()}
 
 
 def attentions(bench: Bench) -> dict[str, Any]:
@@ -251,13 +249,13 @@ def all_parts(sizes: Sizes) -> dict[str, tuple[Callable[[Bench], dict[str, Any]]
   """name -> (function, seconds that it may take); a part is skipped where less is left."""
   found: dict[str, tuple[Callable[[Bench], dict[str, Any]], float]] = {'rates': (rates, 10.0)}
   for model in sizes.models:
-    found[f'train_step {model}'] = (functools.partial(train_step, model), 60.0)
-  found['attention'] = (attentions, 30.0)
+    found[f'train_step {model}'] = (functools.partial(train_step, model), 90.0)
+  found['attention'] = (attentions, 45.0)
   for count in (SOURCES, sizes.runs):
-    found[f'replicas {count}'] = (functools.partial(replicas, count), 30.0)
+    found[f'replicas {count}'] = (functools.partial(replicas, count), 45.0)
   for model in list(sizes.models)[:1]:
     found[f'decoding {model}'] = (functools.partial(decoding, model), 30.0)
-  return found | {'experts': (experts, 60.0)}
+  return found | {'experts': (experts, 90.0)}
 
 
 def run_part(name: str, function: Callable[[Bench], dict[str, Any]], needed: float,

@@ -49,7 +49,7 @@ def test_a_part_is_skipped_for_want_of_time_or_fails_alone():
 def test_every_part_runs_without_the_libraries_of_the_pipeline(run_python, repo_root, tmp_path):
   output, script = tmp_path / 'gpu.json', tmp_path / 'blocked.py'
   script.write_text(BLOCKED)
-  done = run_python(script, '--sizes=tiny', '--budget=9999', f'--output={output}')
+  done = run_python(script, '--sizes=tiny', '--budget=9999', f'--output={output}', timeout=900)
   assert done.returncode == 0, done.stderr[-3000:]
   found = json.loads(output.read_text())
   parts = {part['part'].split()[0]: part for part in found['results']}
