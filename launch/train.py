@@ -68,8 +68,8 @@ def _traced(config: mlc.ConfigDict) -> mlc.ConfigDict:
   if not PROFILE.value:
     return config
   if 'train' not in config:
-    raise UserError(f"--profile cannot trace stage '{config.stage}', which runs several stages; give"
-                    ' it to one of them.')
+    raise UserError(f"--profile cannot trace '{config.stage}', which runs several stages; give it"
+                    ' to one of them.')
   config.train.profile, config.train.profile_steps = PROFILE.value, PROFILE_STEPS.value
   return config
 

@@ -147,7 +147,7 @@ def normal_init(stddev: float) -> Callable[..., jax.Array]:
 
 
 def add_vector(y: jax.Array, vector: jax.Array) -> jax.Array:
-  """y + vector in the dtype of y; in lower precision too the vector's gradient is summed in float32.
+  """y + vector in the dtype of y; the gradient of the vector is a sum in float32 whatever that is.
 
   Args:
     y: [..., features].

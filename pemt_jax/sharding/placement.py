@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -121,7 +121,7 @@ class Placement:
                       ' of this run; choose a divisor.')
 
   @contextlib.contextmanager
-  def scope(self):
+  def scope(self) -> Iterator[None]:
     """Context in which programs must be traced and called: logical axes and precision act there."""
     with contextlib.ExitStack() as stack:
       if self.mesh is not None:

@@ -1,4 +1,4 @@
-"""bfloat16 on activations beyond the range of float16: what must be float32 is, and all is close."""
+"""bfloat16 on activations beyond the range of float16: what must be float32 is, all is close."""
 
 from __future__ import annotations
 
