@@ -103,8 +103,8 @@ def _noise(path: str, shape: tuple[int, ...]) -> np.ndarray:
 def backbone_values(name: str) -> dict[str, np.ndarray]:
   """{path: leaf} of random weights, see the head of this file.
 
-  In pre-norm stacks two features of the embeddings hold about LARGE, to which feed-forwards add; the
-  norms scale these down and the others up.
+  In pre-norm stacks two features of the embeddings hold about LARGE, to which feed-forwards add;
+  the norms scale these down and the others up.
   """
   config = CONFIGS[name]
   plain = Roberta(config, labels=_LABELS) if name == 'roberta' else backbone_of(config)
