@@ -10,9 +10,13 @@ import pathlib
 import shutil
 import zlib
 from collections.abc import Callable
+from unittest import mock
 
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 import numpy as np
 
+from pemt_jax import cli, guards
 from pemt_jax.data import gym_files, sources, tasks
 from pemt_jax.data.datasets import DataConfig, load_task
 from pemt_jax.data.text import read_documents
@@ -29,12 +33,16 @@ from pemt_jax.models.families import family_of
 from pemt_jax.models.t5 import T5
 from pemt_jax.models.t5_config import T5Config
 from pemt_jax.reports import html
-from pemt_jax.stages.artefacts import config_of
+from pemt_jax.stages.artefacts import config_of, open_expert
+from pemt_jax.stages.config import base_config, data_config, options_of
 from pemt_jax.stages.predict import read_examples
+from pemt_jax.stages.rows import replica_specs
+from pemt_jax.training.config import check_train_config
 from pemt_jax.training.rules import split_params
 from pemt_jax.trees import flatten, unflatten
 
 Folder = pathlib.Path
+REPO = pathlib.Path(__file__).resolve().parents[1]
 WHOLE, OUTPUT, BACKBONE = 'whole', 'output', 'backbone'  # folders beside each other
 _CONFIG = T5Config(vocab_size=16, embed=8, kv=4, heads=2, mlp=12, encoder_layers=1,
                    decoder_layers=1, relative_buckets=4)
@@ -234,6 +242,11 @@ def _read_expert(folder: Folder) -> None:
   config_of(library.load_expert(folder)[2])
 
 
+def _write_opened(folder: Folder) -> None:
+  train_word_tokenizer(['one two three'], _backbone(folder), 2)
+  _expert(folder, 'lora', rank=2)
+
+
 def _write_packed(folder: Folder) -> None:
   _expert(folder.parent / 'masked', 'propetl', reduction=2, owners=('layer',))
   packed.pack_expert(folder.parent / 'masked', folder)
@@ -261,6 +274,37 @@ def _write_run(folder: Folder) -> None:
       ('cb',), ('mnli', 'qqp'), np.ones((1, 2))))
 
 
+def _write_overrides(folder: Folder) -> None:
+  config = base_config('lora')
+  (folder / 'a.json').write_text(json.dumps(
+      [[key, _as_text(config, key)] for key in cli.flat_keys(config)]))
+
+
+def _as_text(config: ConfigDict, key: str) -> str:
+  for part in key.split('.'):
+    config = config[part]
+  return str(config)
+
+
+def _read_overrides(folder: Folder) -> None:
+  """Gives overrides that are not the defaults on a command line, and checks the config."""
+  with guards.reading(folder):
+    pairs = [(str(key), str(value)) for key, value in guards.read_json(folder / 'a.json')]
+  config = base_config('lora')
+  known = set(cli.flat_keys(config))
+  changed = [f'--config.{key}={value}' for key, value in pairs
+             if key not in known or _as_text(config, key) != value]
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', flag_values=values, lock_config=True)
+  with mock.patch.object(flags, 'FLAGS', values):
+    cli.parse_flags(['train', f"--config={REPO / 'configs/baselines/lora.py'}:task=rte", *changed])
+  config = values['config'].value
+  check_train_config(config.train)
+  for spec in replica_specs(config):
+    data_config(spec.config)
+    options_of(spec.config)
+
+
 def _read_family(folder: Folder) -> None:
   family_of(folder).read(folder)
 
@@ -273,6 +317,7 @@ CASES: dict[str, Case] = {
     'rows_gzip': _rows('a.jsonl.gz', lambda path: path.write_bytes(
         gzip.compress(''.join(json.dumps(row) + '\n' for row in _ROWS * 50).encode()))),
     'rows_parquet': _rows('a.parquet', _write_parquet),
+    'overrides': Case(_write_overrides, _read_overrides),
     'templates': Case(_write_task_rows, _read_task_rows),
     'gym': Case(_write_gym, _read_gym),
     'text': Case(_write_text, lambda folder: list(read_documents(sorted(folder.iterdir())))),
@@ -285,6 +330,7 @@ CASES: dict[str, Case] = {
     'bart': Case(_write_bart, bart_files.load_bart),
     'family': Case(_write_bart, _read_family),
     'expert': Case(functools.partial(_expert, stage='lora'), _read_expert),
+    'opened': Case(_write_opened, open_expert),
     'packed': Case(_write_packed, _read_expert),
     'peft_lora': _foreign('peft', 'lora'),
     'peft_prompt': _foreign('peft', 'prompt', 'torch'),

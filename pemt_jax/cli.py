@@ -26,6 +26,7 @@ _LISTED_KEYS = 12
 # What a file system says that is full, read-only, broken or closed to this user.
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
             errno.EIO)
+_LONGEST_NAME = 200
 _LONGEST, _END = 2000, 400  # characters of a sentence, and of its end
 _CONFIG_FAILED = 'Error whilst parsing config file'
 _CACHE_BYTES = 4 * 2**30
@@ -102,6 +103,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     UserError: unknown or malformed flag, missing config file, unknown config key, stray argument.
   """
   argv = list(argv)
+  _check_lengths(argv)
   _check_config_files(argv)
   try:
     rest = flags.FLAGS(argv)
@@ -293,6 +295,14 @@ def _given(argv: Sequence[str], name: str) -> str | None:
     elif match and index + 1 < len(argv):
       value = argv[index + 1]
   return value
+
+
+def _check_lengths(argv: Sequence[str]) -> None:
+  """Refuses names of options for which the search for close ones would take for ever."""
+  for name in (argument.partition('=')[0] for argument in argv[1:] if argument.startswith('-')):
+    if len(name) > _LONGEST_NAME:
+      raise UserError(f'Option {name[:40]}... has a name of {len(name)} characters; run with --help'
+                      ' for the options of this command.')
 
 
 def _check_config_files(argv: Sequence[str]) -> None:

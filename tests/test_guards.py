@@ -17,6 +17,7 @@ import pytest
 from pemt_jax import cli, guards
 from pemt_jax.data import sources
 from pemt_jax.errors import UserError
+from pemt_jax.experts import library
 from pemt_jax.interop import ensembling_checkpoint, files
 from pemt_jax.interop import peft_config
 from pemt_jax.models import t5_config
@@ -76,6 +77,20 @@ def test_an_index_that_names_files_elsewhere(tmp_path):
   for content in ({}, [], {'weight_map': {'a': 3}}):
     index.write_text(json.dumps(content))
     refuses(files.read_tensors, index.parent, match="no 'weight_map'")
+
+
+def test_a_card_that_names_sources_elsewhere(tmp_path):
+  folder = tmp_path / 'run' / 'experts' / 'a'
+  card = library.ExpertCard('a', 'pemt/stage2', [], 'backbone', 'hash', 'rte')
+  for name, right in (('../../sources/b', True), ('sources/b', True), ('../../../b', False),
+                      (str(tmp_path / 'b'), False), (None, False)):
+    card.extra = {'sources': [{'task': 'b', 'folder': name}]}
+    if right:
+      assert library.source_folders(folder, card)[0][1].is_relative_to(tmp_path / 'run')
+    else:
+      refuses(library.source_folders, folder, card, match='leads out of')
+  card.extra = {'sources': [3]}
+  refuses(library.source_folders, folder, card, match='does not have the form')
 
 
 def header(values, data=b''):
@@ -232,6 +247,10 @@ def test_a_pattern_that_takes_for_ever(monkeypatch, pattern):
 def test_sizes_of_a_backbone(key, value):
   values = t5_config.to_hf(t5_config.PUBLISHED['t5-small'])
   refuses(t5_config.from_hf, values | {key: value}, match='config.json')
+
+
+def test_names_of_options_are_bounded():
+  refuses(cli.parse_flags, ['train', f"--config.{'x' * 5000}=1"], match='a name of 5009 characters')
 
 
 def test_a_sentence_fits_a_terminal():

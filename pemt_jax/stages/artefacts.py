@@ -10,9 +10,11 @@ import jax
 import ml_collections as mlc
 import numpy as np
 
+from pemt_jax import guards
 from pemt_jax.errors import UserError
 from pemt_jax.experts.library import (
-    CARD, FOLDER, ExpertCard, check_backbone, expert_folder, load_card, load_expert, save_expert)
+    CARD, FOLDER, ExpertCard, check_backbone, expert_folder, load_card, load_expert, save_expert,
+    source_folders)
 from pemt_jax.experts.tree_files import check_description, describe
 from pemt_jax.models.segments import cut, join, join_shapes
 from pemt_jax.models.sites import plan_as_json
@@ -110,11 +112,18 @@ class LoadedExpert:
 def config_of(card: ExpertCard) -> mlc.ConfigDict:
   """The config that an expert was trained with; an imported expert has only its options.
 
+  Its mesh is the default one: the devices are those of this call, not those of the training.
+
   Raises:
     UserError: an expert of an unknown method.
   """
+  with guards.reading(f'card of {card.name}'):
+    return _config_of(card)
+
+
+def _config_of(card):
   if 'config' in card.extra:
-    return config_from_json(card.extra['config'])
+    return config_from_json({**card.extra['config'], 'mesh': {}})
   if not is_stage(card.method):
     raise UserError(f"expert '{card.name}' is of method '{card.method}', which is none of"
                     f" {', '.join(stage_names())}; install the version of pemt_jax that wrote it.")
@@ -140,15 +149,21 @@ def open_expert(folder: pathlib.Path, backbone: Backbone | None = None,
   folder = pathlib.Path(folder)
   card = load_card(folder)
   tuned, constants, _ = load_expert(folder)
-  config = config_of(card)
+  with guards.reading(folder / CARD):  # A card can ask for what no stage can be built of.
+    return _opened(folder, card, (tuned, constants), backbone, overrides or {})
+
+
+def _opened(folder, card, trees, backbone, overrides):
+  config, (tuned, constants) = config_of(card), trees
   with config.unlocked():
-    config.update_from_flattened_dict(overrides or {})
+    config.data.cache_dir = ''  # A card names no place to write to.
+    config.update_from_flattened_dict(overrides)
   backbone = backbone or load_backbone(config, config.seeds[0])
   check_backbone(card, backbone.name, backbone.hash)
   flat = flatten(tuned)
   table = flat.get(f'{prompt_place(flat)}/table')
   with config.unlocked():
-    config.tasks = _tasks_of(config, card, 'tasks' in (overrides or {}))
+    config.tasks = _tasks_of(config, card, 'tasks' in overrides)
     config.learning_rates = ()
     if config.prompt.init == 'sources':  # The start is over and its sources may be gone.
       config.prompt.init = 'uniform'
@@ -157,7 +172,7 @@ def open_expert(folder: pathlib.Path, backbone: Backbone | None = None,
     config.sources = tuple(map(str, _source_folders(folder, card)))
     config.starts = ()
     tuned, constants = task_moe.opened(config, (tuned, constants), card,
-                                       (overrides or {}).get('method.vectors', ''))
+                                       overrides.get('method.vectors', ''))
   place = folder.resolve()
   stage = build(config, place.parents[1] if place.parent.name == FOLDER else place, backbone)
   expected = stage.start.tuned_shapes()
@@ -178,7 +193,7 @@ def _tasks_of(config: mlc.ConfigDict, card: ExpertCard, given: bool) -> tuple[st
 
 
 def _source_folders(folder: pathlib.Path, card: ExpertCard) -> list[pathlib.Path]:
-  found = [(folder / source['folder']).resolve() for source in card.extra.get('sources', ())]
+  found = [source.resolve() for _, source in source_folders(folder, card)]
   for source in found:
     if not ((source / CARD).is_file() or source.is_file()):
       raise UserError(f"expert '{card.name}' needs its source expert {source}, which is not there;"
