@@ -28,7 +28,7 @@ from pemt_jax.errors import UserError
 AUTO = 'auto'
 LOST_CODE = 3  # exit code of a process that another one has left alone
 HEARTBEAT_SECONDS = 60  # until JAX counts a silent process as lost and ends the others
-LAST_WORDS_SECONDS = 3
+LAST_WORDS_SECONDS = 5
 
 # How the collectives of the platforms and JAX's coordinator tell that a process is gone.
 _LOSS = re.compile(r'Gloo|NCCL|coordination service|heartbeat|[Bb]arrier|Connection (reset|closed)|'

@@ -167,7 +167,8 @@ class Run:
   def _count_flops(self, batch: Any) -> float:
     """Operations of a step with this batch; from shapes, on the host."""
     arrays = jax.eval_shape(lambda *args: args, self.state, self.frozen, batch, self.rates)
-    return count_flops(self.train_step, *arrays)
+    with self.placement.scope():  # A mesh cannot be entered while a program is traced.
+      return count_flops(self.train_step.__wrapped__, *arrays)
 
   def _draw(self, name: str) -> dict[str, np.ndarray]:
     try:
