@@ -138,4 +138,6 @@ def test_what_has_no_other_form_is_refused(tmp_path):
     convert('mpoe', 'expert', backbone, tmp_path / 'again', backbone=backbone)
   with pytest.raises(UserError, match='give --backbone with the T5'):
     convert('mpoe', 'expert', backbone, tmp_path / 'again')
+  with pytest.raises(UserError, match="'folded' is only written"):
+    convert('folded', 'expert', backbone, tmp_path / 'again')
   assert not any((tmp_path / name).exists() for name in ('plain', 'original', 'again'))
