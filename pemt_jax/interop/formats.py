@@ -157,8 +157,8 @@ def _convert_folder(
   if target_kind == hyperformer_experts.KIND and source_kind == 'expert':
     return hyperformer_experts.from_expert(source, target, options.weights)
   if source_kind == folded.KIND:
-    raise UserError(f"'{folded.KIND}' is only written; name the folder as config.model.name, or read"
-                    ' a T5 with --from=hf_t5.')
+    raise UserError(f"'{folded.KIND}' is only written; name the folder as config.model.name, or"
+                    ' read a T5 with --from=hf_t5.')
   if target_kind == folded.KIND and source_kind == 'expert':
     return folded.from_expert(source, target, options.backbone)
   if source_kind == mpoe_experts.KIND and target_kind == 'expert':
