@@ -100,7 +100,8 @@ def theirs(folder, inputs, mask, targets):
 
 
 @pytest.mark.parametrize('stage, config, options', [
-    ('switch', tiny.CONFIG, ALONE), ('mpo', GPT2, EVERYWHERE),
+    ('switch', tiny.CONFIG, ALONE),
+    pytest.param('mpo', GPT2, EVERYWHERE, marks=pytest.mark.slow),
     pytest.param('mpo', BART, EVERYWHERE, marks=pytest.mark.slow),
     pytest.param('switch', BART, ALONE | {'encoder_layers': (1,), 'decoder_layers': (0,)},
                  marks=pytest.mark.slow),
