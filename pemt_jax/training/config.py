@@ -68,7 +68,7 @@ def default_train_config() -> mlc.ConfigDict:
   config.log_every = 50          # updates between metric lines, >= 1
   config.checkpoint_every = _steps_or_word('evaluation')  # 'evaluation' | 'never' | updates, >= 1
   config.best_trees = 'disk'     # 'disk' | 'memory': a run that is stopped starts again
-  config.keep = 1                # run checkpoints to keep, >= 1 (best steps are kept apart)
+  config.keep = 2                # run checkpoints to keep, >= 1: the older if the newest is damaged
   config.progress = 'auto'       # 'auto' (only in a terminal) | 'always' | 'never'
   config.profile = ''            # folder for a trace of JAX's profiler; '' traces nothing
   config.profile_steps = '10:15'  # first and last traced step of this call, the first one is 1

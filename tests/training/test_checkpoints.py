@@ -103,7 +103,7 @@ def test_a_sound_checkpoint_is_not_set_aside_for_another_failure(store, monkeypa
 @pytest.mark.parametrize('damage', ['flipped', 'removed'])
 def test_a_run_whose_best_tree_is_damaged_goes_on_from_an_earlier_checkpoint(
     tmp_path, damage, caplog):
-  config = toy.make_config(keep=2)
+  config = toy.make_config()
   totals = {'a': 6}
   straight = loop.train(toy.make_experiment(totals), config, tmp_path)
   book = straight.results['a']

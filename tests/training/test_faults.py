@@ -63,8 +63,8 @@ def test_a_full_disk_costs_nothing_that_was_saved(tmp_path, straight, monkeypatc
       train(tmp_path)
   assert error.value.errno == errno.EFBIG
   assert not list(tmp_path.rglob('.*.tmp*')) and not (tmp_path / 'result.json').exists()
-  saved = checkpoints.RunCheckpoints(tmp_path / 'checkpoints' / 'run', keep=1)
-  assert saved.steps() == [{'finish': 9, 'write': 6}.get(name, 3)]
+  saved = checkpoints.RunCheckpoints(tmp_path / 'checkpoints' / 'run', keep=2)
+  assert saved.steps() == {'finish': [6, 9], 'write': [3, 6]}.get(name, [3])
   saved.close()
   np.testing.assert_array_equal(weights(train(tmp_path)), straight)
 
