@@ -24,6 +24,7 @@ from pemt_jax.methods.classification import make_text_loss, with_head
 from pemt_jax.methods.language_modelling import make_language_loss
 from pemt_jax.models.bart_config import BartConfig
 from pemt_jax.models.blocks import Config
+from pemt_jax.models.generation import shift_right
 from pemt_jax.models.gpt2_config import GPT2Config
 from pemt_jax.models.layers import Compute
 from pemt_jax.models.roberta import Roberta
@@ -47,9 +48,8 @@ _BANKS = {f'pemt/stage2 {kind}': pemt.BankShape(kind, 3, 4, prompt_lengths=(3, 5
 _SIZES = {'compacter': {'reduction': 4},
           'mixda': {'encoder_layers': None, 'decoder_layers': None, 'hidden': 16},
           'fastfood': {'dimension': 8}}
-_WITHOUT_DECODER = ('houlsby_ensembling', 'prefix_kv')
 # Of the other backbones; on T5 all.
-_FEW = ('lora', 'adapter', 'prefix', 'bitfit', 'ia3', 'full')
+_FEW = ('lora', 'adapter', 'full')
 METHODS = ('pemt/stage1', *_BANKS, *zoo.ZOO)
 LARGE = 2**17  # the largest float16 is below 2**16
 _LOUD = (3, 11)  # features with large values
@@ -186,16 +186,28 @@ def loss_of(case: Case, dtype: str) -> Callable[..., Any]:
   """loss_fn(tuned, frozen, constants, batch, key) of a case, see `methods.base.make_loss`."""
   model = model_of(case, dtype)
   make = {'roberta': make_text_loss, 'gpt2': make_language_loss}.get(case.backbone, make_loss)
-  return make(model, case.method)
+  loss_fn, transform = make(model, case.method), case.method.transform_loss
+  return transform(loss_fn, False) if transform else loss_fn
+
+
+def _logits(case: Case, dtype: str, variables: Tree, batch: dict[str, jax.Array]) -> jax.Array:
+  model, read = model_of(case, dtype), (batch['inputs'], batch['inputs_mask'])
+  if case.backbone == 'gpt2':
+    return model.apply(variables, *read, method='read')[0]
+  if case.backbone == 'roberta':
+    return model.apply(variables, *read)[0]
+  targets = shift_right(batch['targets'], model.config.start_id)
+  return model.apply(variables, *read, targets, batch['targets_mask'])[0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def outcome(case: Case, dtype: str, tuned: Tree, frozen: Tree, constants: Tree,
-            batch: dict[str, jax.Array]) -> tuple[jax.Array, Tree]:
-  """(loss, gradients) of a batch without noise."""
+            batch: dict[str, jax.Array]) -> dict[str, Any]:
+  """`loss` [], `logits` and `gradients` of a batch without noise."""
   (loss, _), gradients = jax.value_and_grad(loss_of(case, dtype), has_aux=True)(
       tuned, frozen, constants, batch, None)
-  return loss, gradients
+  variables = case.method.variables(tuned, frozen, constants)
+  return {'loss': loss, 'gradients': gradients, 'logits': _logits(case, dtype, variables, batch)}
 
 
 def halved(tree: Tree) -> Tree:
@@ -205,26 +217,43 @@ def halved(tree: Tree) -> Tree:
       tree)
 
 
+def _joined(tree: Tree) -> np.ndarray:
+  return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
+
+
 def deviation(case: Case) -> dict[str, Any]:
   """Compares bfloat16, of activations and of frozen weights, with float32 at full precision.
 
   Returns:
-    `loss` and `loss_bfloat16`; `loss_deviation` relative to the loss; of the gradients of all tuned
-    leaves together `gradient_mean`, |g - h| / |g| in Euclidean norms, `gradient_largest`, the
-    largest |g_i - h_i| over the largest |g_i|, and `gradient_cosine`; `finite` for all of them.
+    `loss` and `loss_bfloat16`; `loss_deviation` relative to the loss. Of logits g and of the
+    gradients g of all tuned leaves together, h in bfloat16: `..._mean`, |g - h| / |g| in Euclidean
+    norms, and `..._largest`, the largest |g_i - h_i| over the largest |g_i|. `gradient_cosine`, and
+    `finite` for all of bfloat16.
   """
   tuned, frozen, constants = values_of(case)
   batch = batch_of(case)
   with jax.default_matmul_precision('highest'):
-    loss, exact = outcome(case, 'float32', tuned, frozen, constants, batch)
-  rounded, found = outcome(case, 'bfloat16', tuned, halved(frozen), constants, batch)
-  join_all = lambda tree: np.concatenate(
-      [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
-  exact, found = join_all(exact), join_all(found)
-  norm = np.linalg.norm
-  return {'loss': float(loss), 'loss_bfloat16': float(rounded),
-          'loss_deviation': abs(float(rounded) - float(loss)) / abs(float(loss)),
-          'gradient_mean': norm(exact - found) / norm(exact),
-          'gradient_largest': np.abs(exact - found).max() / np.abs(exact).max(),
-          'gradient_cosine': exact @ found / (norm(exact) * norm(found)),
-          'finite': bool(np.isfinite(found).all() and np.isfinite(rounded))}
+    exact = outcome(case, 'float32', tuned, frozen, constants, batch)
+  rounded = outcome(case, 'bfloat16', tuned, halved(frozen), constants, batch)
+  loss, found = float(exact['loss']), float(rounded['loss'])
+  result = {'loss': loss, 'loss_bfloat16': found, 'loss_deviation': abs(found - loss) / abs(loss)}
+  for name, part in (('logits', 'logits'), ('gradient', 'gradients')):
+    g, h = _joined(exact[part]), _joined(rounded[part])
+    result |= {f'{name}_mean': np.linalg.norm(g - h) / np.linalg.norm(g),
+               f'{name}_largest': np.abs(g - h).max() / np.abs(g).max()}
+  cosine = g @ h / (np.linalg.norm(g) * np.linalg.norm(h))
+  return result | {'gradient_cosine': cosine, 'finite': bool(np.isfinite(_joined(rounded)).all())}
+
+
+_COLUMNS = ('loss_deviation', 'logits_mean', 'logits_largest', 'gradient_mean', 'gradient_largest',
+            'gradient_cosine')
+
+
+def table(results: list[dict[str, Any]]) -> str:
+  """Results of the suite in Markdown, one row for each method on each backbone."""
+  head = ['backbone', 'method', *(name.replace('_', ', ') for name in _COLUMNS)]
+  rows = [[found['backbone'], f"`{found['method']}`", *(f'{found[name]:.2g}' if name != _COLUMNS[-1]
+                                                    else f'{found[name]:.4f}' for name in _COLUMNS)]
+          for found in results]
+  line = lambda cells: f"| {' | '.join(cells)} |"
+  return '\n'.join([line(head), line(['---'] * len(head)), *map(line, rows)])

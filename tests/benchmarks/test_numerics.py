@@ -11,7 +11,7 @@ import pytest
 from jax.extend import core
 
 from benchmarks import numerics
-from benchmarks.numerics import Case, deviation
+from benchmarks.numerics import Case, deviation, table
 from pemt_jax.models.sites import Plan, Rule
 from pemt_jax.models.t5 import T5
 from pemt_jax.trees import unflatten
@@ -49,7 +49,7 @@ def gradient_program(case):
 def test_sums_over_tokens_norms_and_softmaxes_are_float32(name):
   program = gradient_program(Case(T5_V1_1, name))
   assert not list(rounded_sums(program.jaxpr))
-  assert all(aval.dtype == jnp.float32 for aval in program.out_avals)
+  assert {aval.dtype for aval in program.out_avals} == {np.dtype(np.float32)}
 
 
 def test_the_law_sees_a_sum_in_bfloat16():
@@ -86,3 +86,5 @@ def test_loss_and_gradients_are_finite_and_near_float32(case, loss, gradients):
   # Equal numbers would mean that the type does nothing.
   assert 0 < found['loss_deviation'] < loss
   assert 0 < found['gradient_mean'] < gradients
+  assert 0 < found['logits_mean'] < gradients
+  assert table([found | {'backbone': 'b', 'method': 'm'}]).splitlines()[2].startswith('| b | `m` |')
