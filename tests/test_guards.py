@@ -17,7 +17,7 @@ import pytest
 from pemt_jax import cli, guards
 from pemt_jax.data import sources
 from pemt_jax.errors import UserError
-from pemt_jax.experts import library
+from pemt_jax.experts import library, packed
 from pemt_jax.interop import ensembling_checkpoint, files
 from pemt_jax.interop import peft_config
 from pemt_jax.models import t5_config
@@ -91,6 +91,17 @@ def test_a_card_that_names_sources_elsewhere(tmp_path):
       refuses(library.source_folders, folder, card, match='leads out of')
   card.extra = {'sources': [3]}
   refuses(library.source_folders, folder, card, match='does not have the form')
+
+
+@pytest.mark.parametrize('bits, shapes', [
+    (np.ones((2, 1), np.uint8), {'a/task/b': [2, 100]}), (np.ones(2, np.uint8), {'a/task/b': 'x'}),
+    (np.ones((2, 1), np.float32), {'a/task/b': [2, 8]}), (np.ones((2, 1), np.uint8), {'c': [2]}),
+    (np.ones((2, 1), np.uint8), {'a/task/b': [2, -8]}), (np.ones((2, 1), np.uint8), [1])])
+def test_packed_masks_of_another_length(tmp_path, bits, shapes):
+  from safetensors.numpy import save_file
+  save_file({'a/task/b': bits}, tmp_path / 'a.safetensors',
+            metadata={'format': '1', 'masks': json.dumps(shapes)})
+  refuses(packed.read_packed, tmp_path / 'a.safetensors', match='does not have the form')
 
 
 def header(values, data=b''):

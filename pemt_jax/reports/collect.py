@@ -13,6 +13,7 @@ import pathlib
 import re
 from collections.abc import Iterable, Sequence
 
+from pemt_jax import guards
 from pemt_jax.errors import UserError
 from pemt_jax.reports import compare, files, latex, sections, tables
 from pemt_jax.reports.tables import Record
@@ -121,9 +122,11 @@ def write_tables(root: str | pathlib.Path, output: str | pathlib.Path,
   Raises:
     UserError: see `collect`.
   """
-  records, output = collect(root), pathlib.Path(output)
-  first = value_table(records, metrics)
-  found = [*([first] if first else []), *tables.tables_of(records)]
+  output = pathlib.Path(output)
+  with guards.reading(root):
+    records = collect(root)
+    first = value_table(records, metrics)
+    found = [*([first] if first else []), *tables.tables_of(records)]
   output.mkdir(parents=True, exist_ok=True)
   markdown = [f'## {table.title}\n\n{tables.to_markdown(table, marked=True)}' for table in found]
   (output / 'tables.md').write_text('\n'.join(markdown), encoding='utf-8')

@@ -323,6 +323,8 @@ def write_drops(place: pathlib.Path, output: pathlib.Path, options: RouteOptions
                          for name, value in options.overrides.items()}}
   path = output / SCORES
   stored = tree_files.read_json(path) if path.is_file() else {**about, 'scores': {}}
+  if not isinstance(stored, dict) or not isinstance(stored.get('scores'), dict):
+    raise UserError(f'{path} holds no scores of routes; choose another --output.')
   if any(stored.get(name) != value for name, value in about.items()):
     raise UserError(f"{path} holds {stored.get('metric')} of {stored.get('expert')} on"
                     f" {stored.get('split')}, not what is asked for; choose another --output.")

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from pemt_jax.data.tasks import get_task
+from pemt_jax import guards
 from pemt_jax.errors import UserError
 from pemt_jax.evaluation.postprocess import AVERAGE, score
 from pemt_jax.experts import similarity, tree_files
@@ -194,17 +195,19 @@ def gains(place: str, experts: ExpertSet, tasks: Sequence[str]) -> list[np.ndarr
     before = tables.read_zero_shot(folder / tables.ZERO_SHOT, names, experts.names).values
     after = tables.read_tuned_scores(folder, names).chosen(names, experts.names, str(folder))
     return list(similarity.gain(after, before))
-  results = tree_files.read_json(folder / RESULT)['replicas']
-  after = []
-  for name in names:
-    own = [results.get(f'{name}-from-{source.folder.name}', {}) for source in experts.sources]
-    for source, found in zip(experts.sources, own, strict=True):
-      if found.get('metric') != AVERAGE:
-        raise UserError(f"{folder / RESULT} has no '{AVERAGE}' of replica"
-                        f" '{name}-from-{source.folder.name}'; run all targets with the sources as"
-                        f' config.starts and config.train.metric={AVERAGE}.')
-    after.append([found['best_value'] for found in own])
+  with guards.reading(folder / RESULT):
+    results = tree_files.read_json(folder / RESULT)['replicas']
+    after = [[_best(results, f'{name}-from-{source.folder.name}', folder / RESULT)
+              for source in experts.sources] for name in names]
   return list(similarity.gain(np.array(after), zero_shot_scores(experts, tasks).values))
+
+
+def _best(results: dict[str, Any], replica: str, place: pathlib.Path) -> float:
+  found = results.get(replica, {})
+  if found.get('metric') != AVERAGE:
+    raise UserError(f"{place} has no '{AVERAGE}' of replica '{replica}'; run all targets with the"
+                    f' sources as config.starts and config.train.metric={AVERAGE}.')
+  return float(found['best_value'])
 
 
 def _as_matrix(rows: list[Any], targets: tuple[str, ...], sources: tuple[str, ...]) -> Any:
