@@ -60,12 +60,13 @@ class Interruption:
   def _request(self, number: int, frame: Any) -> None:
     del frame
     self.signal_number = number
-    self._restore()
+    self.restore()
 
-  def _restore(self) -> None:
+  def restore(self) -> None:
+    """From here on signals act as usual."""
     for number, handler in self._previous.items():
       signal.signal(number, handler)
     self._previous = {}
 
   def __exit__(self, *unused: Any) -> None:
-    self._restore()
+    self.restore()

@@ -83,10 +83,11 @@ def _train(experiment: Experiment, config: Any, workdir: pathlib.Path) -> TrainR
       if run.wants_checkpoint(due):
         run.save()
       signal_number = interruption.agreed()
-      if signal_number and run.live:
+      if signal_number:
         run.save()
         raise RunInterrupted(signal_number, f'Stopped by a signal at step {run.step}; '
                              f'run the same command with the workdir {run.workdir} to resume.')
+    interruption.restore()  # All is saved, so that a signal may end the run at once.
     return finish(run)
 
 

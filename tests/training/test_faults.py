@@ -168,6 +168,26 @@ def test_a_slow_reader_is_waited_for_and_named(tmp_path, straight, monkeypatch):
   np.testing.assert_array_equal(weights(found), straight)
 
 
+@pytest.mark.parametrize('split, raised', [
+    ('validation', interruption.RunInterrupted), ('test', KeyboardInterrupt)])
+def test_a_signal_behind_the_last_step_is_heard(tmp_path, straight, split, raised):
+  """In the last evaluation of training it stops the run, in the final one it ends it at once."""
+  experiment, evaluate = toy.make_experiment(TOTALS), toy.make_experiment(TOTALS).evaluate
+  signalled = []
+
+  def evaluate_and_signal(tuned, frozen, constants, members, own):
+    signalled.append(own)
+    if own == split and (own == 'test' or signalled.count(own) == 3):
+      os.kill(os.getpid(), signal.SIGINT)
+    return evaluate(tuned, frozen, constants, members, own)
+
+  experiment.evaluate = evaluate_and_signal
+  with pytest.raises(raised):
+    train(tmp_path, experiment)
+  assert signalled.count('validation') == 3 and not (tmp_path / 'result.json').exists()
+  np.testing.assert_array_equal(weights(train(tmp_path)), straight)
+
+
 def test_a_second_signal_ends_at_once():
   with interruption.Interruption() as stop:
     os.kill(os.getpid(), signal.SIGINT)
