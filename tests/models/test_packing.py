@@ -90,9 +90,8 @@ def test_stage_2(bank):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('expert', ['lora', 'adapter'])
-def test_stage_1(expert):
-  options = pemt.Stage1Options(expert=expert, rank=2, reduction=4)
+def test_stage_1():
+  options = pemt.Stage1Options(expert='adapter', reduction=4)
   method = pemt.stage1(options, SHALLOW, tiny.PROMPT)
   check(T5(SHALLOW, method.plan), method, tiny.PROMPT)
 
@@ -111,9 +110,8 @@ def test_what_reads_a_row_as_one_example_does_not_pack():
 # Joined names share a program.
 @pytest.mark.parametrize('name', ['prompt+prefix+propetl', *(
     pytest.param(name, marks=pytest.mark.slow) for name in (
-        'lora+ia3+bitfit+pfeiffer', 'houlsby+lora_br+intrinsic_prefix+full',
-        'compacter+intrinsic_adapter+lora_mlp', 'hyperformer+prefix_kv', 'mpo+parallel',
-        'adapter_controller+prompt'))])
+        'lora+ia3+bitfit+pfeiffer+mpo', 'compacter+lora_br+intrinsic_prefix+full',
+        'hyperformer+prefix_kv'))])
 def test_methods_on_t5(name):
   method = of_zoo(name)
   front = sum(rule.delta.front_positions for rule in method.plan.rules)
