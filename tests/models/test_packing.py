@@ -110,7 +110,7 @@ def test_what_reads_a_row_as_one_example_does_not_pack():
 # Joined names share a program.
 @pytest.mark.parametrize('name', ['prompt+prefix+propetl', *(
     pytest.param(name, marks=pytest.mark.slow) for name in (
-        'lora+ia3+bitfit+pfeiffer+mpo', 'compacter+lora_br+intrinsic_prefix+full',
+        'lora+ia3+bitfit+pfeiffer', 'compacter+lora_br+intrinsic_prefix+full', 'mpo+parallel',
         'hyperformer+prefix_kv'))])
 def test_methods_on_t5(name):
   method = of_zoo(name)
