@@ -23,6 +23,7 @@ from pemt_jax.training.flops import count_flops
 from pemt_jax.trees import Tree, flatten
 
 PROGRAMS = {'train': train_program, 'predict': predict_program}
+_NEEDED = re.compile(r'(?:Used |temporaries \()([\d.]+)([KMG])')
 _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30}
 _MOST_LINES, _MOST_LETTERS = 5, 400
 
@@ -134,7 +135,8 @@ def _work(costs: Costs) -> dict[str, Any]:
 
 
 def _refused(message: str) -> dict[str, Any]:
-  """What the compiler tells of a program that does not fit: its reason, and the peak if it says."""
-  used = re.search(r'Used ([\d.]+)([KMG])', message)
-  peak = {'peak': int(float(used[1]) * _UNITS[used[2]])} if used else {}
+  """What the compiler tells of a program that does not fit: its reason, and what it needs at least.
+  """
+  needed = _NEEDED.search(message)
+  peak = {'peak': int(float(needed[1]) * _UNITS[needed[2]])} if needed else {}
   return {'memory': peak, 'refused': ' '.join(message.split())[:_MOST_LETTERS]}

@@ -56,6 +56,20 @@ def test_the_best_plan_fits_and_is_the_shortest():
   assert plans.chip_hours(fast) == pytest.approx(1e6 / 8 * 4 / 3600)
 
 
+def test_a_refused_program_has_its_reason_and_what_it_needs():
+  message = ('RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO'
+             ' temporaries (36.50G) exceeds available HBM (15.75G).')
+  found = {'stage': 'switch', 'model': 't5-base', 'program': 'train', 'rows': 8, 'chips': 4,
+           'topology': 'v5e:2x2', 'mesh': {'fsdp': 4}, 'fits': False, **plan_lib._refused(message)}
+  assert found['memory'] == {'peak': 73 * 2**29} and found['refused'] == message
+  assert '| fsdp=4 |    36.50 |   no |' in plans.shown([found])
+  assert message in plans.shown([found])
+
+
+def test_the_table_of_the_docs_is_that_of_the_results(repo_root):
+  assert plans.table(repo_root / 'results' / 'plans') in (repo_root / 'docs/scaling.md').read_text()
+
+
 @pytest.mark.parametrize('name', ['v5e', 'v7:4x4', 'v5e:4by4', 'v5e:'])
 def test_an_unknown_slice_is_refused(name):
   with pytest.raises(UserError, match=f"topology '{name}'"):
