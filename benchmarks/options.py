@@ -34,6 +34,7 @@ class Options:
     device: of the peer.
     compiled: the peer's model through `torch.compile`.
     remat: what the library's backward pass recomputes, see `config.model.remat`.
+    lengths: how rows of real lengths make batches, one of `lengths.FORMS`; '' for equal lengths.
   """
 
   folder: str
@@ -56,6 +57,7 @@ class Options:
   device: str = 'cpu'
   compiled: bool = False
   remat: str = 'none'
+  lengths: str = ''
 
 
 def batch_of(options: Options, vocab: int, step: int) -> dict[str, np.ndarray]:

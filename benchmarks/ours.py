@@ -14,11 +14,11 @@ import jax
 import ml_collections as mlc
 import numpy as np
 
-from benchmarks import lower_bound
+from benchmarks import lengths, lower_bound
 from benchmarks.options import Options, batch_of
 from benchmarks.timing import memory_gib, timed
 from configs.pemt.presets import SOURCES
-from pemt_jax.data.pipeline import stack_batches
+from pemt_jax.data.pipeline import Stream, stack_batches
 from pemt_jax.methods.base import make_loss
 from pemt_jax.models.decoding import GenerationConfig
 from pemt_jax.stages.backbone import load_backbone
@@ -83,12 +83,13 @@ def stage_of(options: Options, workdir: pathlib.Path) -> Stage:
 
 def experiment_of(stage: Stage, options: Options) -> Experiment:
   """The experiment of `Stage.experiment` with synthetic tokens in the place of rows."""
+  make = lengths.stream if options.lengths else Tokens
   replicas = tuple(make_replica(spec.name, spec.config.train, _STEPS, seed=spec.seed)
                    for spec in stage.specs.values())
   vocab = stage.backbone.config.vocab_size
 
-  def stream(_: Replica) -> Tokens:
-    return Tokens(options, vocab)
+  def stream(_: Replica) -> Tokens | Stream:
+    return make(options, vocab)
 
   return Experiment(
       replicas=replicas, frozen=stage.start.frozen, init=stage.start,

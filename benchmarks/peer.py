@@ -82,10 +82,13 @@ class TrainStep:
     self.first_loss = self._update().item()
     self.phases = {'build': built - start, 'first_step': time.perf_counter() - built}
 
-  def _update(self) -> torch.Tensor:
+  def _batch(self) -> dict[str, torch.Tensor]:
+    """What the model reads in this step."""
     inputs, targets = _tensors(self._options, self._model.config.vocab_size, self._step)
-    loss = self._loss(input_ids=inputs, attention_mask=torch.ones_like(inputs),
-                      labels=targets).loss
+    return {'input_ids': inputs, 'attention_mask': torch.ones_like(inputs), 'labels': targets}
+
+  def _update(self) -> torch.Tensor:
+    loss = self._loss(**self._batch()).loss
     loss.backward()
     torch.nn.utils.clip_grad_norm_(self._tuned, 1.0)
     self._optimiser.step()

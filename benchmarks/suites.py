@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks import moe as moe_layer, numerics as bfloat16, zoo_sizes
 from benchmarks.children import (
     Child, largest_difference, make_weights, ratio, summary, take_turns)
+from benchmarks.lengths import FORMS, ROW, STEPS, statistics as length_statistics
 from benchmarks.machine import cores
 from benchmarks.options import Options
 
@@ -246,6 +247,7 @@ SUITES = {
     'similarity': (similarity, (str(PLAYGROUND),), 5),
     'deltas': (deltas, ('t5-small',), 3),
     'moe': (moe, ('t5-small',), 7),
-    'remat': (remat, ('t5-small',), 5),
     'numerics': (numerics, (), 1),
 }
+    'remat': (remat, ('t5-small',), 5),
+    'lengths': (lengths, ('t5-small',), 7),  # a window of batches

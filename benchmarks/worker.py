@@ -20,6 +20,8 @@ _MEBIBYTE = 1024 * 1024
 PROGRAMS = {
     'ours': ('benchmarks.ours', 'TrainStep'),
     'peer': ('benchmarks.peer', 'TrainStep'),
+    'our_lengths': ('benchmarks.ours_lengths', 'Steps'),
+    'peer_lengths': ('benchmarks.peer_lengths', 'Steps'),
     'our_decoding': ('benchmarks.ours', 'Decoding'),
     'peer_decoding': ('benchmarks.peer', 'Decoding'),
     'similarity_together': ('benchmarks.similarity', 'Together'),
