@@ -210,13 +210,29 @@ def moe(plan: Plan) -> Iterator[dict[str, Any]]:
         f'{name} {1e3 * side["seconds"]["median"]:.1f} ms' for name, side in sides.items()))
 
 
-def numerics(plan: Plan) -> Iterator[dict[str, Any]]:
-  """Every method in bfloat16 against float32; nothing is timed."""
-  for case in bfloat16.cases():
-    found = bfloat16.deviation(case)
-    yield {'backbone': case.backbone, 'method': case.name, **found}
-    plan.note(f'{case.backbone} {case.name}: loss {found["loss_deviation"]:.4f}, gradients '
-              f'{found["gradient_mean"]:.3f} ({found["gradient_largest"]:.3f} at most)')
+def lengths(plan: Plan) -> Iterator[dict[str, Any]]:
+  """Training on texts of real lengths, in non-padding tokens per second.
+
+  The library pads to one length, or to buckets, or packs several texts into a row; the peer pads
+  each batch to its longest text. All see about as many texts in a step.
+  """
+  for model in plan.models:
+    programs = {form: ('peer_lengths' if form == 'dynamic' else 'our_lengths',
+                       plan.options(model, lengths=form, dropout=0.1, batch=rows, source=ROW))
+                for form, rows in FORMS.items()}
+    sides, values = _turns_of(plan, programs, dict.fromkeys(programs, STEPS))
+    for name, side in sides.items():
+      tokens = [sum(values[name][i:i + STEPS]) for i in range(STEPS, len(values[name]), STEPS)]
+      side |= {'tokens': tokens,
+               'tokens_per_second': sum(tokens) / sum(side['samples']),
+               'tokens_per_cpu_second': sum(tokens) / sum(side['cpu_seconds'])}
+    peer = sides['dynamic']['tokens_per_second']
+    yield {'model': model, 'mix': length_statistics(),
+           'options': {name: dataclasses.asdict(own) for name, (_, own) in programs.items()},
+           'over_peer': {name: side['tokens_per_second'] / peer for name, side in sides.items()},
+           **sides}
+    plan.note(f'{model}, non-padding tokens/s: ' + ', '.join(
+        f'{name} {side["tokens_per_second"]:.0f}' for name, side in sides.items()))
 
 
 def remat(plan: Plan) -> Iterator[dict[str, Any]]:
@@ -237,6 +253,15 @@ def remat(plan: Plan) -> Iterator[dict[str, Any]]:
         for name, side in sides.items()))
 
 
+def numerics(plan: Plan) -> Iterator[dict[str, Any]]:
+  """Every method in bfloat16 against float32; nothing is timed."""
+  for case in bfloat16.cases():
+    found = bfloat16.deviation(case)
+    yield {'backbone': case.backbone, 'method': case.name, **found}
+    plan.note(f'{case.backbone} {case.name}: loss {found["loss_deviation"]:.4f}, gradients '
+              f'{found["gradient_mean"]:.3f} ({found["gradient_largest"]:.3f} at most)')
+
+
 # suite -> (function, models, measured turns)
 SUITES = {
     'train_step': (train_step, ('t5-small', 't5-base'), 7),
@@ -248,6 +273,6 @@ SUITES = {
     'deltas': (deltas, ('t5-small',), 3),
     'moe': (moe, ('t5-small',), 7),
     'numerics': (numerics, (), 1),
-}
     'remat': (remat, ('t5-small',), 5),
     'lengths': (lengths, ('t5-small',), 7),  # a window of batches
+}
