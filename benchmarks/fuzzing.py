@@ -59,7 +59,7 @@ def attempt(root: pathlib.Path, name: str, seed: int, watch: Watch | None = None
     root: see `prepare`.
     name: of the case.
     seed: of the damage.
-    watch: sees what the reader does to the machine.
+    watch: sees what the reader does to the machine; None bounds neither time nor memory.
   """
   folder = root / name / _DAMAGED
   mutations.fresh(root / name / WHOLE, folder)
@@ -69,10 +69,11 @@ def attempt(root: pathlib.Path, name: str, seed: int, watch: Watch | None = None
     warnings.simplefilter('ignore')
     outcome = _read(name, folder, damage)
   taken = _peak_bytes() - before
-  wrong = [f'took {taken >> 20} MiB'] if taken > MEMORY else []
-  if time.monotonic() - start > SECONDS:
+  wrong = list(watch.seen) if watch else []
+  if watch and taken > MEMORY:
+    wrong.append(f'took {taken >> 20} MiB')
+  if watch and time.monotonic() - start > SECONDS:
     wrong.append(f'took {time.monotonic() - start:.1f} s')
-  wrong += watch.seen if watch else []
   mutations.fresh(root / name / WHOLE, root / name / OUTPUT)  # what was written is not kept
   return Outcome('broken', damage, '; '.join(wrong)) if wrong else outcome
 

@@ -28,6 +28,7 @@ from pemt_jax.errors import UserError
 
 JSON_BYTES = 32 << 20  # of a card, config, index or result; rows have a line each and no bound
 JSON_DEPTH = 64
+_LONGEST_NAME, _LONGEST_PATH = 255, 4096  # bytes that file systems allow
 FREE_BYTES, _RATIO = 64 << 20, 100  # what a packed file may unpack to: this, and a multiple
 ZIP = b'PK\x03\x04'
 _TYPES = {'BOOL', 'U8', 'I8', 'U16', 'I16', 'U32', 'I32', 'U64', 'I64', 'F16', 'BF16', 'F32', 'F64'}
@@ -92,7 +93,8 @@ def inside(folder: str | os.PathLike, name: Any, place: str | os.PathLike,
     UserError: no name, or one that leads out of `root`.
   """
   root = pathlib.Path(folder if root is None else root)
-  right = isinstance(name, str) and bool(name) and name.isprintable()
+  right = isinstance(name, str) and bool(name) and name.isprintable() and all(
+      len(part.encode()) <= _LONGEST_NAME for part in name.split('/')) and len(name) < _LONGEST_PATH
   path = pathlib.Path(os.path.normpath(pathlib.Path(folder).absolute() / name)) if right else root
   if right and path.is_relative_to(os.path.normpath(root.absolute())):
     real, top = path.resolve(), root.resolve()

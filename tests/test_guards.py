@@ -58,7 +58,8 @@ def test_names_of_files_stay_in_their_folder(tmp_path):
   (folder / 'link').symlink_to(tmp_path / 'secret')
   assert guards.inside(folder, 'deep/../a', 'index') == folder / 'a'
   assert guards.inside(folder / 'deep', '../a', 'index', folder) == folder / 'a'
-  for name in ('../secret', '/etc/passwd', 'deep/../../secret', 'link', '', 'a\x00b', None, 3):
+  for name in ('../secret', '/etc/passwd', 'deep/../../secret', 'link', '', 'a\x00b', None, 3,
+               'x' * 300, 'a/' * 3000):
     refuses(guards.inside, folder, name, 'index', match="'index' names the path .* leads out")
   cache = tmp_path / 'models--a--b'
   (cache / 'blobs').mkdir(parents=True)

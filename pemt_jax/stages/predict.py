@@ -13,7 +13,7 @@ import numpy as np
 from pemt_jax.data import pipeline, sources
 from pemt_jax.data.tasks import get_task
 from pemt_jax.data.tasks_base import DEFAULT_TEMPLATE
-from pemt_jax.data.templates import Example, RowError
+from pemt_jax.data.templates import Example
 from pemt_jax.errors import UserError
 from pemt_jax.experts.library import CARD, expert_folder, list_experts
 from pemt_jax.methods.language_modelling import is_language
@@ -82,10 +82,8 @@ def read_examples(path: pathlib.Path, task_name: str,
     if row.get('source') is not None:
       examples.append(Example(str(row['source']), str(row.get('target') or ''), {}))
       continue
-    try:
+    with table.reading(index):
       examples.append(template({**row, **task.blank})[0])
-    except RowError as error:
-      raise UserError(f'{table.place(index)}: {error}.') from error
   return examples
 
 
@@ -152,7 +150,7 @@ def _continued(expert: LoadedExpert, source: pathlib.Path) -> list[dict[str, Any
   table = sources.read_file(str(source))
   prompts = [row.get('source') for row in table.rows]
   for place, prompt in enumerate(prompts):
-    if not prompt:
+    if not isinstance(prompt, str) or not prompt:
       raise UserError(f"{table.place(place)}: no text in 'source' to continue.")
   stage = expert.stage
   texts = continued_texts(stage, (expert.tuned, stage.start.frozen, expert.constants), prompts)
@@ -197,10 +195,10 @@ def predict_examples(expert: LoadedExpert, examples: list[Example],
       data, min(fields.eval_batch_size, len(examples)), list(fields.buckets) or None,
       list(fields.target_buckets) or None))
   texts: dict[int, str] = {}
-  predict = stage.evaluator.predict_of(task)
   for batch in batches:
-    out, _ = predict(expert.tuned, frozen, expert.constants, pipeline.stack_batches([batch]))
-    decoded = tokenizer.decode_batch(np.asarray(out)[0])
+    (out, _), = stage.evaluator.predict_batch(
+        expert.tuned, frozen, expert.constants, [task], [batch])
+    decoded = tokenizer.decode_batch(out)
     texts |= {int(example): decoded[row]
               for row, example in enumerate(batch['example_ids']) if example >= 0}
   ordered = [texts[index] for index in range(len(examples))]
