@@ -220,3 +220,15 @@ jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 def test_each_device_of_a_mesh_runs_a_kernel_on_its_rows_and_heads(run_python):
   done = run_python(code=ON_A_MESH, devices=8)
   assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_all_layers_share_one_bias():
+  """The backward pass keeps no bias of each layer, which would be as large as its logits."""
+  config = tiny.replace(tiny.CONFIG, encoder_layers=3, decoder_layers=3)
+  model = T5(config, Plan(), Compute(attention='fused', attention_dropout=0.0, platform='tpu'))
+  batch, rows, length = tiny.make_batch(5, 128, 128), 5, 128
+  loss = lambda params: tiny.forward(model, {'params': params}, batch)[0].sum()
+  text = str(jax.make_jaxpr(jax.grad(loss))(tiny.variables_of(model)['params']))
+  shape = f'{rows},{config.heads},{length},{length}]'
+  assert f'f32[{shape}' in text and f'[3,{shape}' not in text
