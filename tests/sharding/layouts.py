@@ -63,4 +63,4 @@ def lines(name: str) -> list[str]:
 
 if __name__ == '__main__':
   for each in (*BACKBONES, *METHODS):
-    path_of(each).write_text('\n'.join(lines(each)) + '\n', encoding='utf-8')
+    path_of(each).write_text(''.join(f'{line}\n' for line in lines(each)), encoding='utf-8')

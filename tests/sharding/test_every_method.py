@@ -12,10 +12,11 @@ from tests.sharding import layouts
 # Each list is one process.
 PROGRAMS = (
     ('pemt/stage2', 'adapter+lora+prompt+ia3+bitfit', 'houlsby+lora_mlp+prefix+compacter', 'maml'),
-    ('pfeiffer+parallel+lora_ensembling+bias_mlp+prefix_kv', 'full', 'switch', 'task_moe',
-     'houlsby_ensembling+lora_br+intrinsic_prefix', 'fastfood', 'meta_adapter'),
-    ('adamix+mixda', 'attempt+intrinsic_adapter', 'intrinsic_lora', 'propetl+adapter_controller',
-     'hyperformer_pp', 'mpo', 'top2', 'hyperformer'))
+    ('pfeiffer+parallel+lora_ensembling+bias_mlp+prefix_kv', 'full', 'switch', 'task_moe'),
+    ('houlsby_ensembling+lora_br+intrinsic_prefix', 'fastfood', 'meta_adapter', 'adamix+mixda',
+     'attempt+intrinsic_adapter'),
+    ('intrinsic_lora', 'propetl+adapter_controller', 'hyperformer_pp', 'mpo', 'top2',
+     'hyperformer'))
 SHORT = ('lora', 'switch', 'propetl', 'pemt/stage2')
 
 
