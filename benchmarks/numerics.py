@@ -47,7 +47,7 @@ _BANKS = {f'pemt/stage2 {kind}': pemt.BankShape(kind, 3, 4, prompt_lengths=(3, 5
           for kind in ('lora', 'adapter')}
 _SIZES = {'compacter': {'reduction': 4},
           'mixda': {'encoder_layers': None, 'decoder_layers': None, 'hidden': 16},
-          'fastfood': {'dimension': 8}}
+          'fastfood': {'dimension': 8}, 'maml': {'rows': 2}}
 # Of the other backbones; on T5 all.
 _FEW = ('lora', 'adapter', 'full')
 METHODS = ('pemt/stage1', *_BANKS, *zoo.ZOO)
