@@ -224,7 +224,7 @@ def _arrays(place: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _same(ours: Any, theirs: Any, rtol: float) -> bool:
-  if isinstance(ours, (float, np.ndarray)) and rtol:
+  if rtol and np.issubdtype(np.asarray(ours).dtype, np.floating):
     return bool(np.allclose(ours, theirs, rtol=rtol, atol=rtol, equal_nan=True))
   if isinstance(ours, np.ndarray):
     return ours.dtype == theirs.dtype and ours.tobytes() == theirs.tobytes()
