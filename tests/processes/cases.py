@@ -76,8 +76,7 @@ def experts(base, folder):
 
 def long(base, folder):
   """Twelve steps with a checkpoint at the end only."""
-  run_stage(_config(base, 'bitfit', small.SOURCES, steps=12, train__checkpoint_every=100,
-                    **UNSEEN), folder)
+  run_stage(_config(base, 'lora', steps=12, train__checkpoint_every=100, **UNSEEN), folder)
 
 
 CASES = {case.__name__: case for case in (
