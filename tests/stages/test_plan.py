@@ -151,7 +151,7 @@ def test_a_step_on_a_mesh_exchanges_layers_one_by_one_and_no_frozen_gradient(pla
 @pytest.mark.slow
 def test_a_loop_over_layers_counts_as_layers_one_by_one(planned):
   (looped,), (unrolled,) = (planned(*SPLIT, *more)[1]
-                            for more in ((), ('--config.model.noscan_layers',)))
+                            for more in ((), ('--config.model.scan_layers=False',)))
   assert unrolled['model_flops'] <= looped['model_flops']
   assert unrolled['flops'] == pytest.approx(looped['flops'], rel=0.1)
 
