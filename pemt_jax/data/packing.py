@@ -164,8 +164,8 @@ def pack_rows(source: BatchSource, form: RowForm, seed: int, name: str) -> Packe
   costs, targets = source.input_lengths + form.front, source.target_lengths
   longest = int(costs.max(initial=1))
   if longest > form.length:
-    raise UserError(f'an example of {name!r} takes {longest} positions, {form.front} of them for its'
-                    f' prompt, but config.data.packed_length is {form.length}; give at least'
+    raise UserError(f'an example of {name!r} takes {longest} positions, {form.front} of them for'
+                    f' its prompt, but config.data.packed_length is {form.length}; give at least'
                     f' {longest}.')
   if not form.target_length:
     form = dataclasses.replace(form, target_length=target_room(source, form))

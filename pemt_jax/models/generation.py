@@ -144,11 +144,10 @@ def best_label(step: Step, cache: Cache, batch_size: int, config: GenerationConf
   mask = np.arange(config.max_length - 1) < sizes[:, None]
   labels = np.full(mask.shape, config.pad_id, np.int32)
   labels[mask] = np.concatenate(config.labels)
-  longest = sizes.max()
+  tokens, counts = jnp.asarray(labels), jnp.asarray(mask, jnp.float32)
   scores = label_scores(step, expand_to_beams(cache, len(labels)), batch_size,
-                        jnp.asarray(labels[:, :longest]), jnp.asarray(mask[:, :longest], jnp.float32),
-                        config.start_id)
-  chosen = jnp.asarray(labels)[jnp.argmax(scores, axis=1)]
+                        tokens[:, :sizes.max()], counts[:, :sizes.max()], config.start_id)
+  chosen = tokens[jnp.argmax(scores, axis=1)]
   return jnp.pad(chosen, ((0, 0), (1, 0)), constant_values=config.start_id)
 
 

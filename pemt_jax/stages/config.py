@@ -142,6 +142,37 @@ def _model_fields() -> mlc.ConfigDict:
   return model
 
 
+def _data_fields() -> mlc.ConfigDict:
+  """Where rows come from and how they make batches."""
+  data = _fields(DataConfig(), {'root': str})
+  for name in ('files', 'split_names'):
+    data[name] = {split: optional(None, str) for split in SPLITS}
+  data.max_source_length = 256    # tokens of the input text, prompt not counted
+  data.max_target_length = 128    # tokens; tasks with labels state their own limit
+  data.compat_truncated_targets = False  # score against targets cut to that length (published)
+  data.batch_size = 32            # rows per step and replica
+  data.eval_batch_size = 128      # rows per evaluation batch and replica
+  data.buckets = ()               # allowed input lengths; () takes powers of two from 32
+  data.target_buckets = ()        # allowed target lengths; () takes powers of two from 8
+  data.packing = False            # several examples of a task in one row; batch_size counts rows
+  data.packed_length = 0          # positions of a packed input; 0: max_source_length and the prompt
+  data.packed_target_length = 0   # of its targets; 0: what the inputs of a row need on average
+  data.lookahead = 32             # steps whose rows are sorted by length together; 1: no sorting
+  data.cache_dir = ''             # folder of the token cache; '' is <workdir>/cache
+  data.text = ()                  # files or folders of plain text (span corruption, language)
+  data.text_validation = ()       # held-out text; () holds out chunks (language modelling)
+  data.text_test = ()             # the same for the split 'test'
+  data.text_tasks = ()            # tasks whose train inputs are text too (span corruption)
+  data.sentences = 20000          # sentences of the playground's text, if data.source says so
+  data.unit = 'chunk'             # 'chunk' of max_source_length | 'line' (span corruption)
+  data.objective = 'span_corruption'  # of pretraining (T5's) | 'text_infilling' (BART's)
+  data.noise_density = optional(None, float)  # share of hidden tokens; None: 0.15, or 0.3 (BART)
+  data.mean_span = 3.0            # hidden tokens in a row, on average (pretraining)
+  data.permute_sentences = False  # of an input, before that (text infilling)
+  data.validation_chunks = 64     # chunks held out (span corruption, language modelling)
+  return data
+
+
 def base_config(stage: str) -> mlc.ConfigDict:
   """Returns the config of a stage; a config file changes what its recipe needs.
 
@@ -170,32 +201,7 @@ def base_config(stage: str) -> mlc.ConfigDict:
   config.sources = ()             # folders of source experts, in the order of the bank
   config.starts = ()              # experts to start from, one replica for each; () starts afresh
   config.start_only = ()          # path patterns of what is taken from them; () takes all
-  config.data = data = _fields(DataConfig(), {'root': str})
-  for name in ('files', 'split_names'):
-    data[name] = {split: optional(None, str) for split in SPLITS}
-  data.max_source_length = 256    # tokens of the input text, prompt not counted
-  data.max_target_length = 128    # tokens; tasks with labels state their own limit
-  data.compat_truncated_targets = False  # score against targets cut to that length (published)
-  data.batch_size = 32            # rows per step and replica
-  data.eval_batch_size = 128      # rows per evaluation batch and replica
-  data.buckets = ()               # allowed input lengths; () takes powers of two from 32
-  data.target_buckets = ()        # allowed target lengths; () takes powers of two from 8
-  data.packing = False            # several examples of a task in one row; batch_size counts rows
-  data.packed_length = 0          # positions of a packed input; 0: max_source_length and the prompt
-  data.packed_target_length = 0   # of its targets; 0: what the inputs of a row need on average
-  data.lookahead = 32             # steps whose rows are sorted by length together; 1: no sorting
-  data.cache_dir = ''             # folder of the token cache; '' is <workdir>/cache
-  data.text = ()                  # files or folders of plain text (span corruption, language)
-  data.text_validation = ()       # held-out text; () holds out chunks (language modelling)
-  data.text_test = ()             # the same for the split 'test'
-  data.text_tasks = ()            # tasks whose train inputs are text too (span corruption)
-  data.sentences = 20000          # sentences of the playground's text, if data.source says so
-  data.unit = 'chunk'             # 'chunk' of max_source_length | 'line' (span corruption)
-  data.objective = 'span_corruption'  # of pretraining (T5's) | 'text_infilling' (BART's)
-  data.noise_density = optional(None, float)  # share of hidden tokens; None: 0.15, or 0.3 (BART)
-  data.mean_span = 3.0            # hidden tokens in a row, on average (pretraining)
-  data.permute_sentences = False  # of an input, before that (text infilling)
-  data.validation_chunks = 64     # chunks held out (span corruption, language modelling)
+  config.data = _data_fields()
   config.generation = _generation_fields()
   config.train = default_train_config()
   config.train.metric = 'average_metrics'

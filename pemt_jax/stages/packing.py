@@ -44,5 +44,5 @@ def front_positions(method: Method, backbone: Backbone, specs: Sequence[ReplicaS
 
 
 def _refusal(reason: str) -> UserError:
-  return UserError(f'config.data.packing puts several examples into one row, but {reason}; set it to'
-                   ' False.')
+  return UserError(f'config.data.packing puts several examples into one row, but {reason}; set it'
+                   ' to False.')
