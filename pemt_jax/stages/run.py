@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import time
 from typing import Any
@@ -54,18 +55,21 @@ def run_stage(config: mlc.ConfigDict, workdir: str | pathlib.Path,
   """
   workdir, began = records.check_workdir(workdir), time.monotonic()
   check_train_config(config.train)
-  pretrains = config.stage == 'span_corruption'
-  built = (span_corruption.build if pretrains else build)(config, workdir, backbone)
-  with lock.locked(workdir):
-    result = (_pretrain if pretrains else _train)(built, config, workdir)
+  if config.stage == 'span_corruption':
+    work = functools.partial(_pretrain, *span_corruption.build(config, workdir, backbone))
+  else:
+    stage = build(config, workdir, backbone)
+    work = functools.partial(_train, stage, stage.experiment())
+  with lock.locked(workdir):  # Mistakes in the config and in rows have shown before.
+    result = work(config, workdir)
     analysis.write_resources(workdir, time.monotonic() - began)
     processes.wait('end of the stage')
   return result
 
 
-def _train(stage: Stage, config: mlc.ConfigDict, workdir: pathlib.Path) -> StageResult:
+def _train(stage: Stage, experiment: Experiment, config: mlc.ConfigDict,
+           workdir: pathlib.Path) -> StageResult:
   """Trains all replicas of a stage, writes what it tells and its experts."""
-  experiment = stage.experiment()
   if processes.is_first():
     copy_sources(stage.source_folders, workdir / COPIES)
   if config.together or len(experiment.replicas) == 1:
@@ -99,10 +103,9 @@ def _one_by_one(stage: Stage, experiment: Experiment, workdir: pathlib.Path) -> 
       jax.tree.map(stack, *(part.constants for part in parts)), joined, workdir)
 
 
-def _pretrain(built: tuple[Experiment, Backbone], config: mlc.ConfigDict,
+def _pretrain(experiment: Experiment, backbone: Backbone, config: mlc.ConfigDict,
               workdir: pathlib.Path) -> StageResult:
   """Trains a backbone and writes it."""
-  experiment, backbone = built
   trained = train(experiment, config, workdir)
   folder = workdir / 'backbone'
   span_corruption.save_backbone(trained.tuned, backbone, config, folder)

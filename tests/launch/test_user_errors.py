@@ -181,8 +181,10 @@ def test_damaged_sources(train_fails, workdir, stage1):
   for file in (copy / 'checkpoint' / 'arrays').rglob('*'):
     if file.is_file():
       file.write_bytes(b'x')
-  train_fails(f"{copy / 'checkpoint'} cannot be read (JSONDecodeError); it is damaged, remove it "
-              'or copy it again.', own, f'--config.sources={copy}', config=STAGE2)
+  damaged = copy / 'checkpoint'
+  train_fails(f"{damaged / 'arrays' / '_CHECKPOINT_METADATA'} is not what was written; the tree is "
+              f'damaged, remove {damaged} or copy it again.', own, f'--config.sources={copy}',
+              config=STAGE2)
   (copy / 'card.json').write_text('{')
   train_fails(f"'{copy / 'card.json'}' is not valid JSON (Expecting property name enclosed in "
               'double quotes: line 1 column 2 (char 1)); restore or remove it.', own,
