@@ -72,19 +72,19 @@ def test_the_stream_leaves_the_range_of_float16():
     assert seen.max() > np.finfo(np.float16).max and np.median(seen) < 100
 
 
-# Largest deviation of the loss, and of the gradients in Euclidean norm; measured ones are a third.
-@pytest.mark.parametrize('case, loss, gradients', [
-    (Case(T5_V1_1, 'bitfit'), 2e-3, 0.05),
-    *(pytest.param(Case(*case), loss, gradients, marks=pytest.mark.slow)
-      for case, loss, gradients in (
-          ((T5_V1_1, 'pemt/stage2 adapter'), 2e-3, 0.1), ((T5_V1_1, 'propetl'), 5e-3, 0.2),
-          ((T5_V1_1, 'mpo'), 5e-3, 0.2), (('gpt2', 'lora'), 5e-3, 0.1),
-          (('bart', 'adapter'), 5e-3, 0.1), (('roberta', 'full'), 5e-3, 0.1)))])
-def test_loss_and_gradients_are_finite_and_near_float32(case, loss, gradients):
+# Largest deviation of the loss, and of logits and gradients in Euclidean norm: three times what
+# was measured, see docs/reliability.md.
+@pytest.mark.parametrize('case, loss, rest', [
+    (Case(T5_V1_1, 'bitfit'), 1e-3, 0.05),
+    *(pytest.param(Case(*case), loss, rest, marks=pytest.mark.slow)
+      for case, loss, rest in (
+          ((T5_V1_1, 'pemt/stage2 adapter'), 1e-3, 0.07), ((T5_V1_1, 'propetl'), 2e-2, 0.12),
+          ((T5_V1_1, 'mpo'), 1e-3, 0.04), (('gpt2', 'lora'), 4e-2, 0.18)))])
+def test_loss_and_gradients_are_finite_and_near_float32(case, loss, rest):
   found = deviation(case)
   assert found['finite']
   # Equal numbers would mean that the type does nothing.
   assert 0 < found['loss_deviation'] < loss
-  assert 0 < found['gradient_mean'] < gradients
-  assert 0 < found['logits_mean'] < gradients
+  assert 0 < found['gradient_mean'] < rest
+  assert 0 < found['logits_mean'] < rest
   assert table([found | {'backbone': 'b', 'method': 'm'}]).splitlines()[2].startswith('| b | `m` |')
