@@ -8,6 +8,8 @@ import sys
 import threading
 from typing import Any
 
+import jax
+
 from pemt_jax.sharding import processes
 
 _LAG = 2  # steps until the answers of all processes are read; by then they are there
@@ -40,15 +42,24 @@ class Interruption:
     self._previous: dict[int, Any] = {}
     self._asked: collections.deque[Any] = collections.deque()
 
-  def agreed(self) -> int | None:
+  def agreed(self, step: Any = None) -> int | None:
     """The signal at which to stop now; every process calls this once per step.
 
     Where there are several, all get the same answer at the same step, `_LAG` steps after the first
     of them was signalled: the question is a part of the work that is sent to the devices.
+
+    Args:
+      step: an array that the step has made.
     """
     if processes.count() == 1:
       return self.signal_number
+    # Programs for CPUs may overtake each other, and what they exchange would be mixed up.
+    alone = jax.default_backend() == 'cpu'
+    if alone:
+      jax.block_until_ready(step)
     self._asked.append(processes.begin_maximum(self.signal_number or 0))
+    if alone:
+      jax.block_until_ready(self._asked[-1])
     return int(self._asked.popleft()) if len(self._asked) > _LAG else None
 
   def __enter__(self) -> Interruption:

@@ -82,7 +82,7 @@ def _train(experiment: Experiment, config: Any, workdir: pathlib.Path) -> TrainR
         bar.note(line)
       if run.wants_checkpoint(due):
         run.save()
-      signal_number = interruption.agreed()
+      signal_number = interruption.agreed(run.state.step)
       if signal_number:
         run.save()
         raise RunInterrupted(signal_number, f'Stopped by a signal at step {run.step}; '
