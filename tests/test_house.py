@@ -359,13 +359,16 @@ def shell_lines(text: str) -> list[str]:
 
 def missing_in_line(line: str) -> list[str]:
   """Files of the repository that a command line names and that are absent, and unknown options."""
+  if quoted := re.findall(r'"(python [^"]*)"', line):  # a command that another one passes on
+    return [name for part in (*quoted, re.sub('"[^"]*"', '', line))
+            for name in missing_in_line(part)]
   folders = 'launch|configs|benchmarks|docs|tests|\\.ci'
   names = re.findall(rf'(?<![\w./-])((?:{folders})/[\w./-]*\w)', line)
   missing = [name for name in names if not (REPO / name).exists()]
   script = re.search(r'\blaunch/\w+\.py\b', line)
   if not missing and script:
-    source = (REPO / script.group()).read_text()
-    missing += [option for option in re.findall(r'--(\w+)', line)
+    source = (REPO / script.group()).read_text() + (REPO / 'pemt_jax' / 'cli.py').read_text()
+    missing += [option for option in re.findall(r'(?<!\S)--(\w+)', line)
                 if not re.search(rf"""['"]{option}['"]""", source)]
   return missing
 
