@@ -86,6 +86,9 @@ def config_from_json(values: dict[str, Any]) -> mlc.ConfigDict:
         else:
           node[key] = _as_tuples(value)
 
+  model = values.get('model', {})
+  if isinstance(model.get('remat'), bool):  # a card of an earlier version
+    values = {**values, 'model': {**model, 'remat': 'full' if model['remat'] else 'none'}}
   fill(config, values)
   return config
 

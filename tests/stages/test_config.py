@@ -172,3 +172,8 @@ def test_names_of_replicas_carry_only_what_differs():
   config.tasks, config.seeds, config.learning_rates = ('rte',), (1, 2), (1e-3, 3e-4)
   assert [spec.name for spec in replica_specs(config)] == [
       'rte-seed1-lr0.001', 'rte-seed1-lr0.0003', 'rte-seed2-lr0.001', 'rte-seed2-lr0.0003']
+
+
+def test_cards_of_earlier_versions_say_whether_layers_are_recomputed():
+  read = lambda remat: config_from_json({'stage': 'lora', 'model': {'remat': remat}}).model.remat
+  assert [read(False), read(True), read('dots')] == ['none', 'full', 'dots']
