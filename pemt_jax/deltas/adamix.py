@@ -64,7 +64,7 @@ class AdaMix(Delta):
     elif context.key is not None:
       draw = jax.random.randint(fold_name(context.key, f'{site.path}/{name}'), (), 0, count)
     elif self.inference == 'average':
-      weights = jax.nn.softmax(score, axis=-1)
+      weights = jax.nn.softmax(score.astype(jnp.float32), axis=-1)
       return weights[:, 0] if weights.ndim == 3 else weights
     else:
       key = fold_name(jax.random.key(_SEED), f'{site.path}/{name}')

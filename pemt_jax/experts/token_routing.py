@@ -148,9 +148,9 @@ class TokenRouting(Delta):
     Raises:
       UserError: several experts, or one that is no feed-forward of its own.
     """
-    kernels = self.experts.kernels({name: value for name, value in values.items()
-                                    if not name.startswith('router/')})
-    if self.count > 1 or not any(name.endswith('/kernel') for name in kernels):
+    kernels = {} if self.count > 1 else self.experts.kernels(
+        {name: value for name, value in values.items() if not name.startswith('router/')})
+    if not any(name.endswith('/kernel') for name in kernels):
       raise UserError(f"the {self.count} experts of the feed-forwards at '{site}' are no plain"
                       ' feed-forward, so they cannot be folded into the backbone; keep the model as'
                       ' an expert.')

@@ -113,8 +113,8 @@ def as_member(call: Callable[[], int | None], address: str, process_count: int |
 
 
 def _give_up(sentence: str) -> None:
-  print(sentence, file=sys.stderr)
-  leave(LOST_CODE)
+  print(sentence, file=sys.stderr, flush=True)
+  os._exit(LOST_CODE)  # The devices do not exist yet, so that `leave` cannot ask for them.
 
 
 def leave(code: int) -> None:
