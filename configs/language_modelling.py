@@ -8,7 +8,8 @@ The result, `<workdir>/backbone`, is a Hugging Face GPT-2 with its tokenizer. Wi
 stage trains an expert on a frozen GPT-2 instead, by any name of the zoo:
 
 python launch/train.py --config=configs/language_modelling.py:tuned=lora \\
-  --config.model.name=runs/language/backbone --config.data.text="('FOLDER_OF_TEXT',)" ...
+  --workdir=runs/language_lora --config.model.name=runs/language/backbone \\
+  --config.data.text="('FOLDER_OF_TEXT',)"
 
 `--config.generation.samples=N` adds BLEU and Self-BLEU of N continued texts to every evaluation.
 """

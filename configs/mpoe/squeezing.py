@@ -1,6 +1,7 @@
 """Ranks that fall one by one on one task: factorised t5-base, each round an epoch.
 
-python launch/train.py --config=configs/mpoe/squeezing.py:task=rte --workdir=DIR
+python launch/train.py --config=configs/mpoe/squeezing.py:task=rte --workdir=DIR \\
+  --config.root=ROWS
 
 The original's trainer draws a component for each step down; the call that asks for a step is not
 published, nor are numbers. Ranks start at 60, those of the central cores' bonds.
