@@ -101,12 +101,12 @@ class KillableRun:
     codes = starters.ask([Request(
         (*command, f'--process_index={index}') if len(starters) > 1 else command,
         moment if index == moment.member else Moment(),
-        *(str(self._file(name, index)) for name in ('order', 'seconds', 'output')))
+        *(str(self._file(name, index)) for name in ('order', 'seconds', 'output', 'errors')))
                           for index in range(len(starters))])
     if not any(codes):
       self.seconds = json.loads(self._file('seconds', 0).read_text())
     elif codes[moment.member] != KILLED:
-      texts = [self._file('output', index).read_text()[-2000:] for index in range(len(codes))]
+      texts = [self._file('errors', index).read_text()[-2000:] for index in range(len(codes))]
       raise RuntimeError(f'codes {codes}: {texts}')
     return not any(codes)
 

@@ -1,8 +1,7 @@
 """Runs launch scripts in processes that are killed at moments that are given.
 
-A request is one line of JSON on stdin, see `Request`; it is run in a forked child of this process,
-which has loaded the libraries already. The answer is a line with the exit code, negative for a
-signal. Nothing of the library knows of this script.
+A request is one line of JSON on stdin, see `Request` and `forking`. Nothing of the library knows of
+this script.
 """
 
 from __future__ import annotations
@@ -13,18 +12,17 @@ import importlib
 import json
 import os
 import pathlib
-import runpy
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
-LIBRARIES = ('grain', 'orbax.checkpoint', 'tokenizers', 'sklearn.metrics', 'pemt_jax.stages.run')
+from benchmarks import forking
+
 # Phases of a run: where the function stands, and its name there.
 PHASES = {
     'build': ('pemt_jax.stages.run', 'build'),
@@ -66,14 +64,16 @@ class Request:
     moment: when it is killed.
     order: file to which every batch that is drawn adds a line.
     seconds: file for the seconds of all phases, if it comes to its end.
-    output: file for what it prints.
+    stdout: file for what it prints.
+    stderr: file for what it prints there.
   """
 
   command: Sequence[str]
   moment: Moment
   order: str
   seconds: str
-  output: str
+  stdout: str
+  stderr: str
 
 
 def _kill(delay: float) -> None:
@@ -132,42 +132,11 @@ def run(request: Request) -> int:
   for phase, (module, name) in PHASES.items():
     _replace(module, name, functools.partial(_watched, phase, request.moment, seconds=seconds))
   _replace('pemt_jax.training.run', 'Run._draw', _noting(pathlib.Path(request.order)))
-  sys.argv = list(request.command)
-  try:
-    runpy.run_path(sys.argv[0], run_name='__main__')
-  except SystemExit as end:
-    if end.code:
-      return end.code
-  pathlib.Path(request.seconds).write_text(json.dumps(seconds), encoding='utf-8')
-  return 0
-
-
-def child(request: Request) -> None:
-  """Runs one request and ends the process."""
-  for number in (1, 2):
-    os.dup2(os.open(request.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-  try:
-    code = run(request)
-  except BaseException:  # A defect, which the caller shows.
-    traceback.print_exc()
-    code = 1
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(code)
-
-
-def serve() -> None:
-  """Answers requests until stdin ends."""
-  for name in LIBRARIES:
-    importlib.import_module(name)
-  for line in sys.stdin:
-    fields = json.loads(line)
-    request = Request(**fields | {'moment': Moment(**fields['moment'])})
-    pid = os.fork()
-    if pid == 0:
-      child(request)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+  code = forking.run_script(request.command[0], request.command[1:])
+  if not code:
+    pathlib.Path(request.seconds).write_text(json.dumps(seconds), encoding='utf-8')
+  return code
 
 
 if __name__ == '__main__':
-  serve()
+  forking.serve(lambda fields: run(Request(**fields | {'moment': Moment(**fields['moment'])})))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import gzip
@@ -177,11 +178,8 @@ def _read_task_rows(folder: Folder) -> None:
 
 
 def _ignored(table, index, template, row) -> None:
-  try:
-    with table.reading(index):
-      template(row)
-  except UserError:
-    pass
+  with contextlib.suppress(UserError), table.reading(index):  # Other tasks have other columns.
+    template(row)
 
 
 def _write_weights(weights: str, folder: Folder) -> None:

@@ -17,12 +17,12 @@ REPO = pathlib.Path(__file__).resolve().parents[2]
 
 
 class Commands:
-  """Runs `python launch/<name>.py` with options; see `forking`."""
+  """Runs `python launch/<name>.py` with options; see `benchmarks/forking.py`."""
 
   def __init__(self, folder: pathlib.Path):
     self.folder = folder
     self.server = subprocess.Popen(
-        [sys.executable, str(REPO / 'tests' / 'launch' / 'forking.py')], cwd=REPO, text=True,
+        [sys.executable, str(REPO / 'benchmarks' / 'forking.py')], cwd=REPO, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(os.environ, PYTHONPATH=str(REPO)))
 
   def __call__(self, name: str, *arguments: str) -> tuple[int, str, str]:
