@@ -18,6 +18,7 @@ from absl import logging
 from ml_collections import config_dict
 from ml_collections.config_flags import config_flags
 
+from pemt_jax.allocator import keep_memory
 from pemt_jax.errors import UserError
 
 USER_ERROR_CODE = 2
@@ -59,6 +60,7 @@ def run(main: Callable[[list[str]], int | None],
   Raises:
     SystemExit: always; the code is what `main` returned, 2 after a user mistake, 130 after Ctrl-C.
   """
+  keep_memory()
   command = main if as_member is None else functools.partial(_alone_or_member, main, as_member)
   app.run(lambda argv: _guarded(command, argv), flags_parser=_parse_or_exit)
 

@@ -20,7 +20,6 @@ def get_config() -> mlc.ConfigDict:
   config = small_t5(vocab_size=32128, embed=128, kv=32, heads=4, mlp=512, encoder_layers=4,
                     decoder_layers=4)
   config.model.embedding = 'cooccurrence'
-  config.model.scan_layers = False  # Faster on a CPU.
   set_data(config)
   config.data.text_tasks = PRETRAINING_TASKS
   with config.data.per_task.unlocked():  # Its rows repeat their long paragraphs.

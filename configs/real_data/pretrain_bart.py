@@ -19,7 +19,6 @@ def get_config() -> mlc.ConfigDict:
   config = small_bart(vocab_size=50265, embed=128, heads=4, mlp=512, encoder_layers=2,
                       decoder_layers=2)
   config.model.embedding = 'cooccurrence'
-  config.model.scan_layers = False  # Faster on a CPU.
   config.data.max_source_length = config.data.max_target_length = 64
   config.data.batch_size, config.data.eval_batch_size = 8, 64
   config.train.beta2 = 0.99

@@ -42,7 +42,6 @@ def _sized(config: mlc.ConfigDict) -> mlc.ConfigDict:
   data.max_target_length, data.target_buckets = 8, (8,)
   data.eval_batch_size = 40
   data.max_validation_rows, data.max_test_rows = 40, 80
-  config.model.scan_layers = False  # Faster on a CPU.
   config.generation.max_length, config.generation.num_beams = 8, 1
   config.trainable = (('shared/embedding', 'frozen'),)
   train.clip_norm, train.tensorboard = 1.0, False

@@ -28,7 +28,8 @@ class Compute:
   Attributes:
     dtype: activations and matrix products ('float32' or 'bfloat16'); norms, softmax and losses
       are always float32.
-    scan_layers: False unrolls the loop over layers; same parameters, same numbers.
+    scan_layers: False unrolls the loop over layers; same parameters, same numbers. None unrolls
+      stacks of at most `stack.UNROLLED_LAYERS` layers on a CPU, see `stack.is_loop`.
     remat: what the backward pass recomputes of a layer, see `stack.REMAT`.
     mask_targets: self-attention of the decoder does not look at padding of the targets. As the
       padding stands last, this changes nothing but states at padding.
@@ -38,7 +39,7 @@ class Compute:
   """
 
   dtype: str = 'float32'
-  scan_layers: bool = True
+  scan_layers: bool | None = True
   remat: str = 'none'
   mask_targets: bool = False
   attention: str = 'auto'

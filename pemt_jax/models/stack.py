@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from pemt_jax.models import layer_experts
 from pemt_jax.models.blocks import LayerInputs, StackInputs, StackSpec
+from pemt_jax.models.layers import Compute
 from pemt_jax.models.packing import Packing
 from pemt_jax.models.sites import Aux, Plan, SiteContext, StackShape
 
@@ -24,6 +25,18 @@ REMAT = {
     'projections': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     'full': jax.checkpoint_policies.nothing_saveable,
 }
+
+
+# A loop copies each layer's weights out of their stack and what is kept of it into one. On a CPU
+# that costs more than the longer compilation of few layers, see docs/performance.md.
+UNROLLED_LAYERS = 8
+
+
+def is_loop(compute: Compute, layers: int) -> bool:
+  """Whether a stack of `layers` layers is a loop in the compiled program."""
+  if compute.scan_layers is not None:
+    return compute.scan_layers
+  return (compute.platform or jax.default_backend()) != 'cpu' or layers > UNROLLED_LAYERS
 
 
 @flax.struct.dataclass
@@ -133,14 +146,15 @@ class LayerStack(nn.Module):
 
   def _segment(self, layer, methods, start, stop):
     spec = self.spec.with_plan(self.spec.plan.for_layer(self.spec.stack, start))
+    loop = is_loop(self.spec.compute, self.depth)
     if self.spec.compute.remat != 'none':
-      layer = nn.remat(layer, prevent_cse=not self.spec.compute.scan_layers, methods=methods,
+      layer = nn.remat(layer, prevent_cse=not loop, methods=methods,
                        policy=REMAT[self.spec.compute.remat])
     layer, arguments = layer_experts.planned(layer, spec)
     scanned = nn.scan(
         layer, variable_axes={'params': 0, 'constants': 0}, split_rngs={'params': True},
         in_axes=(nn.broadcast, 0), length=stop - start, methods=methods,
-        unroll=1 if self.spec.compute.scan_layers else stop - start,
+        unroll=1 if loop else stop - start,
         metadata_params={nn.PARTITION_NAME: 'layer'})
     return scanned(*arguments)
 

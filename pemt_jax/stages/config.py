@@ -134,7 +134,8 @@ def _model_fields() -> mlc.ConfigDict:
   model.frozen_dtype = 'auto'
   # 'default' | 'high' | 'highest': float32 products; 'default' rounds their inputs on accelerators
   model.matmul_precision = 'default'
-  model.scan_layers = True        # loop over layers by scan; False unrolls
+  # Loop over layers by scan, or not; None: not for stacks of at most 8 layers on a CPU.
+  model.scan_layers = optional(None, bool)
   # 'none' | 'dots' | 'projections' | 'full': what the backward pass recomputes of a layer
   model.remat = 'none'
   model.attention = 'auto'        # 'auto' | 'plain' | 'fused' kernel of the platform

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from pemt_jax.errors import UserError
+from pemt_jax.models.layers import Compute
 from pemt_jax.models.segments import cut, join
+from pemt_jax.models.stack import is_loop
 from pemt_jax.trees import flatten, unflatten
 from tests import tiny
 
@@ -79,3 +81,11 @@ def test_adapters_in_some_layers_equal_adapters_that_are_zero_in_the_others(key)
                                aux[f'{stack}/mlp/wo/pemt/gate'], rtol=1e-5)
   assert some_aux['encoder/mlp/wo/pemt/misalignment'].shape == (1,)
   assert 'decoder/mlp/wo/pemt/misalignment' not in some_aux
+
+
+@pytest.mark.parametrize('compute, layers, loop', [
+    (Compute(scan_layers=None), 8, False), (Compute(scan_layers=None), 9, True),
+    (Compute(scan_layers=None, platform='tpu'), 2, True), (Compute(scan_layers=None), 1, False),
+    (Compute(scan_layers=False), 24, False), (Compute(), 2, True)])
+def test_few_layers_are_unrolled_on_a_cpu_unless_said_otherwise(compute, layers, loop):
+  assert is_loop(compute, layers) == loop

@@ -65,6 +65,7 @@ def config_of(stage, backbone, tasks=SOURCES, steps=2, **changes):
   config = base_config(stage)
   config.tasks = tuple(tasks)
   config.model.name = backbone
+  config.model.scan_layers = True  # As on accelerators; scripts run in the form of CPUs.
   config.data.source = 'playground'
   config.data.max_source_length = 24
   config.data.max_target_length = 4

@@ -11,8 +11,8 @@ import pytest
 from pemt_jax.errors import UserError
 from pemt_jax.reports import plans
 from pemt_jax.sharding.chips import CHIPS, Topology
-from pemt_jax.sharding.costs import Collective, Costs
-from pemt_jax.sharding.hlo import Array
+from pemt_jax.sharding.costs import Collective, Costs, costs_of
+from pemt_jax.sharding.hlo import Array, Module
 from pemt_jax.stages import plan as plan_lib
 from pemt_jax.stages.config import base_config
 from pemt_jax.stages.plan import model_flops, predicted
@@ -35,6 +35,7 @@ def tiny(stage, name='t5-small', shape=None, tasks=('rte',)):
   data.batch_size, data.eval_batch_size = ROWS, ROWS
   data.max_source_length, data.max_target_length = SOURCE, TARGET
   config.generation.max_length = 4
+  config.model.scan_layers = True  # Devices of a CPU stand for others here.
   return config
 
 
@@ -46,6 +47,18 @@ def test_a_step_is_as_long_as_its_slowest_part():
   assert found['seconds'] == pytest.approx(seconds)
   assert found['bound'] == 'links' and found['step_seconds'] == pytest.approx(seconds['links'])
   assert found['utilisation'] == pytest.approx(1e12 / 197e12 / seconds['links'])
+
+
+def test_an_exchange_is_exposed_unless_something_is_computed_behind_it(repo_root):
+  program = (repo_root / 'tests/sharding/program.hlo').read_text()
+  exposed = lambda text: costs_of(Module(text), 4).exposed_bytes
+  sums, state, whole = 2 * 8 * 16 * 4 * 3 / 4, 4 * 32 * 4, 3 * 8 * 32 * 2 / 2
+  assert exposed(program) == 3 * (sums + state) + whole  # The spread gather is not.
+  done = '  %arrived = '
+  behind = '  %work = f32[4,32]{1,0} fusion(%state), kind=kLoop, calls=%work.1\n'
+  work = '%work.1 (a: f32[4,32]) -> f32[4,32] {\n  ROOT %a = f32[4,32]{1,0} parameter(0)\n}\n\n'
+  moved = program.replace('%body (', f'{work}%body (').replace(done, behind + done)
+  assert exposed(moved) == 3 * sums + whole
 
 
 def test_the_best_plan_fits_and_is_the_shortest():
@@ -66,8 +79,10 @@ def test_a_refused_program_has_its_reason_and_what_it_needs():
   assert message in plans.shown([found])
 
 
-def test_the_table_of_the_docs_is_that_of_the_results(repo_root):
-  assert plans.table(repo_root / 'results' / 'plans') in (repo_root / 'docs/scaling.md').read_text()
+def test_the_tables_of_the_docs_are_those_of_the_results(repo_root):
+  found = plans.read(repo_root / 'results' / 'plans')
+  text = (repo_root / 'docs/scaling.md').read_text()
+  assert plans.table(found) in text and plans.costs(found) in text
 
 
 @pytest.mark.parametrize('name', ['v5e', 'v7:4x4', 'v5e:4by4', 'v5e:'])
