@@ -27,11 +27,11 @@ from pemt_jax.experts.group_pieces import Maps
 from pemt_jax.models.layers import add_vector
 
 FORMS = ('auto', 'sorted', 'ragged', 'gathered', 'batched')
-# Logical axes of [group, choice, features] outside of the layer and spread over all devices, and of
-# [group, expert, capacity, features] before and behind the exchange of tokens.
-_KEPT, _SPREAD = ('act_batch', None, 'act_embed'), ('act_group', None, 'act_embed')
-_SENT = ('act_group', None, None, 'act_embed')
-_RECEIVED = ('act_batch', 'act_expert', None, 'act_embed')
+# Logical axes of [group, choice, features], and of [group, expert, capacity, features] before and
+# behind the exchange of tokens.
+_KEPT = ('act_batch', None, 'act_embed')
+_SENT = ('act_batch', None, None, 'act_embed')
+_RECEIVED = ('act_group', 'act_expert', None, 'act_embed')
 
 
 @jax.custom_vjp
@@ -123,7 +123,7 @@ class Groups:
       return x.reshape(-1, x.shape[-1])
     if self.form != 'batched':
       return take_rows(x.reshape(-1, x.shape[-1]), self.index, self.inverse.reshape(-1))
-    x = _constrained(x.reshape(groups, tokens * choices, -1), _KEPT, _SPREAD)
+    x = _constrained(x.reshape(groups, tokens * choices, -1), _KEPT)
     rows = jax.vmap(take_rows)(x, self.index, self.inverse.reshape(groups, -1))
     return _constrained(rows, _SENT, _RECEIVED)
 
@@ -153,7 +153,7 @@ class Groups:
       rows = _constrained(rows, _RECEIVED, _SENT).reshape(groups, -1, shape[-1])
       y = jax.vmap(take_rows)(rows, self.inverse.reshape(groups, -1),
                               self.index.reshape(groups, -1))
-      y = _constrained(y, _SPREAD, _KEPT)
+      y = _constrained(y, _KEPT)
     elif self.form == 'gathered':
       y = rows
     else:

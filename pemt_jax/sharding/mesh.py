@@ -26,7 +26,7 @@ class MeshShape:
     data: copies of the parameters, each with rows of its own.
     fsdp: parts of the parameters along `embed`; also divides the rows.
     tensor: parts of heads, feed-forward and vocabulary.
-    expert: parts of the banks.
+    expert: parts of the banks; also divides the rows.
     replica: parts of the replica axis; 1 makes a mesh without that axis.
   """
 

@@ -170,7 +170,7 @@ class Placement:
 
   def batch(self, batch: Mapping[str, np.ndarray], lead: int = 1,
             part: BatchPart | None = None) -> dict[str, Any]:
-    """Spreads the rows of a batch over `data` and `fsdp`, and its replicas over `replica`.
+    """Spreads the rows of a batch over `BATCH_AXES`, and its replicas over `replica`.
 
     Args:
       batch: [replica, row, ...] arrays; rows that the mesh does not divide stand whole.
@@ -189,8 +189,8 @@ class Placement:
   def part_of_batch(self, rows: int) -> BatchPart | None:
     """The rows of a batch of `rows` rows that stand on the devices of this process.
 
-    None where one process has all devices. Processes that differ along `tensor`, `expert` or
-    `replica` alone hold the same rows; all hold all where the mesh does not divide the rows.
+    None where one process has all devices. Processes that differ along `tensor` or `replica`
+    alone hold the same rows; all hold all where the mesh does not divide the rows.
     """
     if self.mesh is None or not self.mesh.is_multi_process:
       return None

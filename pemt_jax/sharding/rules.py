@@ -16,7 +16,7 @@ from pemt_jax.errors import UserError
 Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 Tree = dict[str, Any]
 
-BATCH_AXES = ('data', 'fsdp')
+BATCH_AXES = ('data', 'fsdp', 'expert')
 
 # Parameters and activations have separate names: a mesh axis serves one dimension of an array.
 RULES: Rules = (
@@ -58,8 +58,8 @@ RULES: Rules = (
     ('act_length', None),
     ('act_embed', None),
     ('act_mlp', 'tensor'),
-    # Tokens of a routed layer stand on all devices before they are sent to those of their experts.
-    ('act_group', (*BATCH_AXES, 'expert')),
+    # Tokens of a routed layer that have been sent to the devices of their experts.
+    ('act_group', ('data', 'fsdp')),
     ('act_expert', 'expert'),
 )
 
@@ -149,7 +149,7 @@ def over_replicas(shardings: Any, axis: str | None) -> Any:
 
 
 def batch_sharding(mesh: Mesh, replica: str | None = None) -> NamedSharding:
-  """Sharding of [replica, batch, ...] leaves: rows over data and fsdp.
+  """Sharding of [replica, batch, ...] leaves: rows over `BATCH_AXES`.
 
   Args:
     mesh: device mesh.
