@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +25,20 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pemt_jax.errors import UserError
+from pemt_jax.sharding import watch
 
 AUTO = 'auto'
 LOST_CODE = 3  # exit code of a process that another one has left alone
 HEARTBEAT_SECONDS = 60  # until JAX counts a silent process as lost and ends the others
-LAST_WORDS_SECONDS = 5
+# Of a process that hears of a loss, to end by its own mistake; of the first one, for the others.
+GRACE_SECONDS, LAST_WORDS_SECONDS = 3, 5
+NEWS_SECONDS = 2  # from a failed exchange of data until it is known who is gone
 
 # How the collectives of the platforms and JAX's coordinator tell that a process is gone.
 _LOSS = re.compile(r'Gloo|NCCL|coordination service|heartbeat|[Bb]arrier|Connection (reset|closed)|'
                    r'Socket closed|UNAVAILABLE')
+_watch: watch.Watch | None = None  # of the processes that `start` has joined
+_leaving = threading.Lock()  # held by the thread that ends this process
 
 
 def start(address: str, process_count: int | None, index: int | None, timeout: int) -> None:
@@ -70,6 +76,9 @@ def start(address: str, process_count: int | None, index: int | None, timeout: i
                     f'({" ".join(str(error).split())}); correct --coordinator_address.') from error
   finally:
     alarm.cancel()
+  global _watch
+  _watch = watch.Watch(_lost)
+  watch.delay_aborts()
 
 
 def _check(address: str, process_count: int | None, index: int | None) -> None:
@@ -103,29 +112,46 @@ def as_member(call: Callable[[], int | None], address: str, process_count: int |
     with open(os.devnull, 'w', encoding='utf-8') as nowhere:
       with contextlib.redirect_stdout(sys.stdout if is_first() else nowhere):
         code = call()
+  except SystemExit:
+    _watch.done()
+    raise
   except Exception as error:  # pylint: disable=broad-except
     sentence = loss_of(error)
-    print(sentence or traceback.format_exc(), file=sys.stderr)
-    leave(LOST_CODE if sentence else 1)
+    leave(LOST_CODE if sentence else 1, sentence or traceback.format_exc())
   if code:
     leave(code)
+  _watch.done()
   return code
 
 
 def _give_up(sentence: str) -> None:
-  print(sentence, file=sys.stderr, flush=True)
-  os._exit(LOST_CODE)  # The devices do not exist yet, so that `leave` cannot ask for them.
+  leave(LOST_CODE, sentence)
 
 
-def leave(code: int) -> None:
+def _lost(index: int) -> None:
+  """Ends this process because another one is gone, unless it ends by itself within the grace."""
+  time.sleep(GRACE_SECONDS)
+  leave(LOST_CODE, _loss(index))
+
+
+def leave(code: int, sentence: str = '') -> NoReturn:
   """Ends this process at once; a usual exit would wait for the other processes.
 
   The first one, whose end JAX answers by aborting the others, lets them tell their mistake before.
+
+  Args:
+    code: exit code.
+    sentence: to be printed to stderr before.
   """
+  _leaving.acquire()  # Another thread that would leave, too, waits for the end.
+  if sentence:
+    print(sentence, file=sys.stderr)
   sys.stdout.flush()
   sys.stderr.flush()
-  if count() > 1 and is_first():
-    time.sleep(LAST_WORDS_SECONDS)
+  if _watch is not None:
+    _watch.close()
+    if _watch.index == 0:
+      time.sleep(LAST_WORDS_SECONDS)
   os._exit(code)
 
 
@@ -135,9 +161,13 @@ def loss_of(error: BaseException) -> str | None:
     return None
   if isinstance(error, UserError) or not _LOSS.search(str(error)):
     return None
-  return (f'Process {jax.process_index()} of {count()} has lost another process '
-          f'({" ".join(str(error).split())[:200]}); see its output, then start the same command '
-          'again to resume.')
+  return _loss(_watch and _watch.lost(NEWS_SECONDS), f' ({" ".join(str(error).split())[:200]})')
+
+
+def _loss(lost: int | None, reason: str = '') -> str:
+  other = 'another process' if lost is None else f'process {lost}'
+  return (f'This process has lost {other}{reason}; see the output of that one, then start the same '
+          'command again to resume.')
 
 
 def count() -> int:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import signal
 import sys
+import time
 
 import jax
 import numpy as np
+from absl import flags
 
 from pemt_jax import cli
 from pemt_jax.sharding import processes
@@ -14,6 +18,7 @@ from pemt_jax.sharding.mesh import MeshShape, make_mesh
 from pemt_jax.sharding.placement import Placement, fetch
 from pemt_jax.training.interruption import Interruption
 
+DIES = flags.DEFINE_integer('dies', -1, 'Index of a process that is killed instead.')
 cli.define_process_flags()
 
 
@@ -59,10 +64,20 @@ def turns(index, place):
     place.write_text('made')
 
 
+def loss(index):
+  """One process is killed while the others do something alone."""
+  if index == DIES.value:
+    os.kill(os.getpid(), signal.SIGKILL)
+  time.sleep(30)
+
+
 def main(argv: list[str]) -> None:
   """Runs all checks."""
   del argv
   index = jax.process_index()
+  if DIES.value >= 0:
+    loss(index)
+    return
   batches(index)
   agreement(index)
   turns(index, pathlib.Path(PLACE))

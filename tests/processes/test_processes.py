@@ -14,6 +14,17 @@ def test_two_processes_share_rows_agree_and_take_turns(group, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('count, dies', [(2, 0), (3, 2)])
+def test_the_others_end_with_the_name_of_a_process_that_is_killed(group, tmp_path, count, dies):
+  found = group(count, *EXCHANGE, tmp_path / 'file', f'--dies={dies}')
+  assert found[dies][0] == -9
+  for code, _, stderr in found[:dies] + found[dies + 1:]:
+    assert (code, stderr.splitlines()[-1]) == (
+        3, f'This process has lost process {dies}; see the output of that one, then start the same '
+        'command again to resume.'), stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('options, code, sentence', [
     (('--coordinator_address=localhost:1', '--process_count=2', '--process_index=1',
       '--process_timeout=2'), 3,
