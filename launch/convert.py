@@ -26,8 +26,8 @@ SOURCES = flags.DEFINE_list(
 TARGET = flags.DEFINE_string('target', None, 'Task of the target adapter, where a file has several '
                              'or none.')
 BACKBONE = flags.DEFINE_string(
-    'backbone', None, 'T5 (folder, name, hub id) to put under deltas, or that an adapter folder of '
-    'another program stands on.')
+    'backbone', None, 'Backbone (folder, name, hub id) to put under deltas, or that an adapter '
+    'folder of another program stands on.')
 WEIGHTS = flags.DEFINE_enum('weights', '', ['', 'torch', 'safetensors'],
                             'Kind of weight files; empty means what the format usually has.')
 SHARDS = flags.DEFINE_integer('shards', 1, 'Number of weight files of hf_t5.', lower_bound=1)

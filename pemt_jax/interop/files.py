@@ -287,7 +287,8 @@ def resolve_model(
   """Returns the local folder of a model, downloading a hub repository where needed.
 
   Args:
-    path_or_id: a local folder, a published short name ('t5-base') or a hub id ('owner/name').
+    path_or_id: a local folder, a published short name ('t5-base'), 'playground' or a hub id
+      ('owner/name').
     patterns: further files to fetch from the hub, besides the weights.
 
   Returns:
@@ -296,9 +297,9 @@ def resolve_model(
   Raises:
     UserError: if it is no folder and cannot be fetched.
   """
-  from pemt_jax.models.families import family_of, hub_id
+  from pemt_jax.models.families import family_of, hub_id, place
 
-  folder = pathlib.Path(path_or_id)
+  folder = pathlib.Path(place(path_or_id))
   if folder.is_dir():
     return folder
   name = hub_id(str(path_or_id))

@@ -12,6 +12,12 @@ from pemt_jax.models.hf_config import Family
 
 # The first one is taken where nothing says which.
 FAMILIES = (t5_config.FAMILY, roberta_config.FAMILY, bart_config.FAMILY, gpt2_config.FAMILY)
+PLAYGROUND = pathlib.Path(__file__).parent.parent / 'assets' / 'playground_t5'
+
+
+def place(name: str | pathlib.Path) -> str:
+  """Folder of the shipped playground backbone, or the name itself."""
+  return str(PLAYGROUND if name == 'playground' else name)
 
 
 def family_of(name_or_folder: str | pathlib.Path) -> Family:

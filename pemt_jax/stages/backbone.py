@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +20,7 @@ from pemt_jax.methods.base import backbone_of, boxed_shapes, initialiser
 from pemt_jax.models.attention import FORMS
 from pemt_jax.models.bart_config import BartConfig
 from pemt_jax.models.blocks import Config
-from pemt_jax.models.families import family_of
+from pemt_jax.models.families import family_of, place
 from pemt_jax.models.gpt2_config import GPT2Config
 from pemt_jax.models.layers import Compute
 from pemt_jax.models.roberta_config import RobertaConfig
@@ -31,7 +30,6 @@ from pemt_jax.sharding.placement import PRECISIONS, Placement
 from pemt_jax.trees import Tree
 
 DTYPES = ('float32', 'bfloat16')
-PLAYGROUND = pathlib.Path(__file__).parent.parent / 'assets' / 'playground_t5'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +56,6 @@ class Backbone:
   def has_head(self) -> bool:
     """Whether it is an encoder with a head for whole texts and not text to text."""
     return isinstance(self.config, RobertaConfig)
-
-
-def place(name: str) -> str:
-  """Folder of the shipped playground backbone, or the name itself."""
-  return str(PLAYGROUND) if name == 'playground' else name
 
 
 def _reshaped(shapes: Any, changes: dict[str, Any]) -> Any:

@@ -22,10 +22,11 @@ from pemt_jax.interop import backbones
 from pemt_jax.methods import baselines
 from pemt_jax.methods.base import backbone_of, boxed_shapes, make_loss
 from pemt_jax.models.bart_config import BartConfig
+from pemt_jax.models.families import place
 from pemt_jax.sharding import processes
 from pemt_jax.sharding.placement import fetch
 from pemt_jax.stages.backbone import (
-    Backbone, as_frozen, load_backbone, place, placement_of, require_text_to_text)
+    Backbone, as_frozen, load_backbone, placement_of, require_text_to_text)
 from pemt_jax.stages.config import data_config
 from pemt_jax.training.experiment import Experiment, make_replica
 from pemt_jax.training.rules import split_params

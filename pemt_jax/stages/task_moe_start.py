@@ -25,10 +25,11 @@ from pemt_jax.experts.library import CARD, ExpertCard, check_backbone, load_expe
 from pemt_jax.interop import backbones
 from pemt_jax.methods import task_moe as method_lib, zoo
 from pemt_jax.methods.task_moe import NAME, PLACE, TaskMoEOptions
+from pemt_jax.models.families import place
 from pemt_jax.models.sites import plan_as_json
 from pemt_jax.stages import span_corruption
 from pemt_jax.stages.artefacts import config_of
-from pemt_jax.stages.backbone import Backbone, load_backbone, place
+from pemt_jax.stages.backbone import Backbone, load_backbone
 from pemt_jax.stages.config import base_config, options_of
 from pemt_jax.stages.task_moe import VECTORS, opened
 from pemt_jax.trees import Tree, flatten, merge, unflatten

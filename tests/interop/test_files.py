@@ -143,6 +143,10 @@ def test_shards_are_even_complete_and_ordered():
     files.split_evenly(sizes, 0)
 
 
+def test_the_shipped_backbone_is_found_by_its_name():
+  assert (files.resolve_model('playground') / 'model.safetensors').is_file()
+
+
 def test_model_that_cannot_be_fetched_is_told(tmp_path, monkeypatch):
   pytest.importorskip('huggingface_hub')
   monkeypatch.chdir(tmp_path)
