@@ -11,8 +11,8 @@ from pemt_jax.errors import UserError
 from pemt_jax.reports.tables import MISSING, aligned
 
 GIB = 2**30
-HEAD = ('mesh', 'peak GiB', 'fits', 'TFLOP', 'GB moved', 'GB exchanged', 'compute ms', 'memory ms',
-        'links ms', 'utilisation', 'chip-hours per million rows')
+HEAD = ('mesh', 'peak GiB', 'fits', 'TFLOP', 'GB moved', 'GB exchanged', 'GB exposed', 'compute ms',
+        'memory ms', 'links ms', 'utilisation', 'chip-hours per million rows')
 
 
 def write(plans: Sequence[Mapping[str, Any]], path: str | pathlib.Path) -> None:
@@ -53,7 +53,8 @@ def row(plan: Mapping[str, Any], marked: bool = False) -> list[str]:
   if 'flops' not in plan:
     return line + [MISSING] * (len(HEAD) - len(line))
   exchanged = sum(kind['bytes'] for kind in plan['collectives'].values())
-  line += [f'{plan["flops"] / 1e12:.3g}', f'{plan["bytes"] / 1e9:.3g}', f'{exchanged / 1e9:.3g}']
+  line += [f'{plan["flops"] / 1e12:.3g}', f'{plan["bytes"] / 1e9:.3g}', f'{exchanged / 1e9:.3g}',
+           f'{plan["exposed_bytes"] / 1e9:.3g}']
   if 'seconds' not in plan:
     return line + [MISSING] * (len(HEAD) - len(line))
   for part in ('compute', 'memory', 'links'):
@@ -73,8 +74,8 @@ def shown(plans: Sequence[Mapping[str, Any]]) -> str:
   return '\n'.join(lines)
 
 
-def table(folder: str | pathlib.Path) -> str:
-  """All plans of a folder as Markdown, by stage and number of chips.
+def read(folder: str | pathlib.Path) -> list[dict[str, Any]]:
+  """All plans of a folder by stage, model, program and number of chips.
 
   Args:
     folder: of files that `write` made.
@@ -86,17 +87,41 @@ def table(folder: str | pathlib.Path) -> str:
            for plan in json.loads(path.read_text(encoding='utf-8'))]
   if not found:
     raise UserError(f"folder '{folder}' holds no plans; write some with launch/plan.py --output.")
-  found.sort(key=lambda plan: (plan['stage'], plan['model'], plan['program'], plan['chips']))
-  names = lambda plan: [f'{plan["stage"]}, {plan["model"].rpartition("/")[2]}', plan['program'],
-                        str(plan['rows']), plan['topology']]
-  return aligned([('stage', 'program', 'rows', 'slice', *HEAD),
+  return sorted(found, key=lambda plan: (plan['stage'], plan['model'], plan['program'],
+                                         plan['chips']))
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> str:
+  """Plans as Markdown, one in each line."""
+  names = lambda plan: [_subject(plan), plan['program'],
+                        f'{plan["rows"]} x {"+".join(map(str, plan["tokens"]))}', plan['remat'],
+                        plan['topology']]
+  return aligned([('stage', 'program', 'rows x tokens', 'remat', 'slice', *HEAD),
                   *(names(plan) + row(plan) for plan in found)])
+
+
+def costs(found: Sequence[Mapping[str, Any]]) -> str:
+  """Chip-hours per million rows of the best train step on each slice, as Markdown."""
+  steps = [plan for plan in found if plan['program'] == 'train' and 'step_seconds' in plan]
+  size = {plan['topology']: plan['chips'] for plan in steps}
+  slices = sorted(size, key=lambda name: (size[name], name))
+  lines = [('stage', *(f'{name}, {size[name]} chips' for name in slices))]
+  for subject in dict.fromkeys(map(_subject, steps)):
+    own = [[plan for plan in steps if (_subject(plan), plan['topology']) == (subject, name)]
+           for name in slices]
+    lines.append((subject, *(f'{chip_hours(one):.3g}' if (one := best(plans)) else MISSING
+                             for plans in own)))
+  return aligned(lines)
+
+
+def _subject(plan: Mapping[str, Any]) -> str:
+  return f'{plan["stage"]}, {plan["model"].rpartition("/")[2]}'
 
 
 def _details(plan: Mapping[str, Any]) -> list[str]:
   memory = ', '.join(f'{name} {size / GIB:.3f}' for name, size in plan['memory'].items())
   lines = [f'{mesh_name(plan)}: GiB of a device: {memory or "not told"}']
-  lines += [f'  {plan["refused"]}'] if 'refused' in plan else []
+  lines += [f'  {plan[name]}' for name in ('refused', 'unread') if name in plan]
   for kind, each in plan.get('collectives', {}).items():
     lines.append(f'  {kind}: {each["runs"]} runs, {each["bytes"] / 1e9:.3g} GB brought in')
   found = plan.get('findings', {})

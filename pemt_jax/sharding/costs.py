@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +23,7 @@ _FREE = {'parameter', 'tuple', 'get-tuple-element', 'bitcast', 'constant', 'whil
          'async-start', 'async-update', 'async-done', 'opt-barrier'}
 _SLICES = ('dynamic-slice', 'slice', 'slice-start', 'gather')
 _UPDATE = 'dynamic-update-slice'
+_WORK = ('fusion', 'dot', 'convolution', 'while', 'conditional', 'call')
 # Inside of a fusion: buffers of an exchange that goes on; it counts by itself.
 _PASSED = (*COLLECTIVES, 'parameter', 'custom-call', 'tuple', 'get-tuple-element')
 _KERNEL = re.compile(r'"cost_estimate":\{"flops":"?(\d+)')
@@ -38,6 +40,7 @@ class Collective:
     group: devices that take part.
     times: how often it runs.
     source: where it comes from.
+    is_hidden: whether the device computes something between its start and its end.
   """
 
   kind: str
@@ -45,6 +48,7 @@ class Collective:
   group: int
   times: int
   source: str
+  is_hidden: bool = False
 
   @property
   def bytes(self) -> float:
@@ -76,6 +80,11 @@ class Costs:
     """Bytes that all exchanges bring in."""
     return float(sum(each.bytes * each.times for each in self.collectives))
 
+  @property
+  def exposed_bytes(self) -> float:
+    """Those of exchanges that nothing is computed behind."""
+    return float(sum(each.bytes * each.times for each in self.collectives if not each.is_hidden))
+
   def by_kind(self) -> dict[str, dict[str, float]]:
     """{kind: number of runs and bytes brought in}."""
     found: dict[str, dict[str, float]] = {}
@@ -99,8 +108,10 @@ def costs_of(module: Module, devices: int) -> Costs:
               for run in runs if not run.is_fused)
   alone, spread = _exchanges(runs)
   moved += sum(run.times * _size(run.instruction.result) for run in spread)
-  return Costs(float(flops), float(moved),
-               tuple(_collective(run, devices) for run in (*alone, *spread)))
+  found = [_collective(run, devices, _is_hidden(run.instruction, tables[run.computation]))
+           for run in alone]
+  found += [_collective(run, devices, True) for run in spread]
+  return Costs(float(flops), float(moved), tuple(found))
 
 
 # Products.
@@ -242,12 +253,21 @@ def _exchanges(runs: Iterable[Run]) -> tuple[list[Run], list[Run]]:
   return alone, list(spread.values())
 
 
-def _collective(run: Run, devices: int) -> Collective:
+def _is_hidden(start: Instruction, computation: Computation) -> bool:
+  """Whether anything is computed between the halves of an exchange, in the order of the text."""
+  if not start.kind.endswith('-start'):
+    return False
+  behind = itertools.dropwhile(lambda own: own is not start, computation.values())
+  between = itertools.takewhile(lambda own: own is start or start.name not in own.operands, behind)
+  return any(own.kind in _WORK for own in between)
+
+
+def _collective(run: Run, devices: int, is_hidden: bool) -> Collective:
   own, result = run.instruction, run.instruction.result
   if own.kind in ('all-gather-start', 'collective-permute-start'):  # The operands come first.
     result = result[len(own.operands):2 * len(own.operands)]
   return Collective(own.kind.removesuffix('-start'), result, _group(own, devices), run.times,
-                    own.source)
+                    own.source, is_hidden)
 
 
 def _group(instruction: Instruction, devices: int) -> int:

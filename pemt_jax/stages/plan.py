@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 import time
@@ -47,14 +48,15 @@ def plan(config: mlc.ConfigDict, topology: Topology, mesh: Mapping[str, int], pr
     UserError: whatever in the config, the mesh or the slice does not fit.
   """
   one_of('--program', program, PROGRAMS)
-  config = mlc.ConfigDict(config)
+  config = copy.deepcopy(config)
   config.update_from_flattened_dict(mesh)
   stage = shaped_stage(config, topology.devices(), assumed)
   made = PROGRAMS[program](stage)
   found = {'stage': config.stage, 'model': config.model.name, 'program': program,
            'topology': topology.name, 'chips': topology.size,
            'mesh': {axis: size for axis, size in made.placement.mesh.shape.items() if size > 1},
-           'rows': made.rows, 'jax': jax.__version__}
+           'rows': made.rows, 'tokens': made.tokens, 'remat': config.model.remat,
+           'jax': jax.__version__}
   began = time.monotonic()
   try:
     compiled = made.compile()
@@ -63,12 +65,16 @@ def plan(config: mlc.ConfigDict, topology: Topology, mesh: Mapping[str, int], pr
       raise
     return found | {'fits': False, **_refused(str(error))}
   found['compile_seconds'] = round(time.monotonic() - began, 1)
-  module = Module(compiled.as_text(), made.turns)
-  costs = costs_of(module, topology.size)
-  found |= {'memory': memory_of(compiled), **_work(costs),
-            'findings': findings(stage, module, costs)}
-  found['model_flops'] = model_flops(config, topology, program, assumed)
+  found['memory'] = memory_of(compiled)
   found['fits'] = topology.chip is None or found['memory']['peak'] <= topology.chip.memory
+  try:
+    text = compiled.as_text()
+  except jax.errors.JaxRuntimeError as error:  # Some programs for v5p cannot be printed.
+    return found | {'unread': _shortened(str(error))}
+  module = Module(text, made.turns)
+  costs = costs_of(module, topology.size)
+  found |= _work(costs) | {'findings': findings(stage, module, costs),
+                           'model_flops': model_flops(config, topology, program, assumed)}
   if topology.chip is not None:
     found |= predicted(costs, topology.chip, found['model_flops'] / topology.size)
   return found
@@ -103,7 +109,7 @@ def model_flops(config: mlc.ConfigDict, topology: Topology, program: str,
 
   Frozen matrices have no gradient; activations count once, recomputed or not.
   """
-  config = mlc.ConfigDict(config)
+  config = copy.deepcopy(config)
   config.model.remat = 'none'
   made = PROGRAMS[program](shaped_stage(config, topology.devices(), assumed))
   return count_flops(made.function, *made.arguments, unknown_turns=made.turns)
@@ -130,6 +136,7 @@ def _work(costs: Costs) -> dict[str, Any]:
   largest = sorted(costs.collectives, key=lambda each: -each.bytes * each.times)[:_MOST_LINES]
   return {
       'flops': costs.flops, 'bytes': costs.bytes, 'collectives': costs.by_kind(),
+      'exposed_bytes': costs.exposed_bytes,
       'largest': [{'kind': each.kind, 'runs': each.times, 'bytes': each.bytes * each.times,
                    'group': each.group, 'source': each.source} for each in largest]}
 
@@ -139,4 +146,8 @@ def _refused(message: str) -> dict[str, Any]:
   """
   needed = _NEEDED.search(message)
   peak = {'peak': int(float(needed[1]) * _UNITS[needed[2]])} if needed else {}
-  return {'memory': peak, 'refused': ' '.join(message.split())[:_MOST_LETTERS]}
+  return {'memory': peak, 'refused': _shortened(message)}
+
+
+def _shortened(message: str) -> str:
+  return ' '.join(message.split())[:_MOST_LETTERS]

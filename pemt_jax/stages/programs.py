@@ -32,6 +32,7 @@ class Program:
     arguments: shapes with shardings.
     placement: of the arguments.
     rows: of a batch, those of all replicas.
+    tokens: positions of a row's input and, if it has one, of its target or what is decoded.
     turns: of its loops that end early, at most (decoding).
   """
 
@@ -39,6 +40,7 @@ class Program:
   arguments: tuple[Any, ...]
   placement: Placement
   rows: int
+  tokens: tuple[int, ...]
   turns: int = 1
 
   def compile(self) -> Any:
@@ -60,7 +62,8 @@ def train_program(stage: Stage) -> Program:
   rates = Rates(number(jnp.float32), number(jnp.int32), number(jnp.int32))
   step = make_step(experiment, stage.config.train, optimiser, state)
   batch = _batch(stage, 'batch_size')
-  return Program(step, (state, stage.start.frozen, batch, rates), placement, _rows(batch))
+  return Program(step, (state, stage.start.frozen, batch, rates), placement, _rows(batch),
+                 _tokens(batch))
 
 
 def predict_program(stage: Stage) -> Program:
@@ -79,8 +82,9 @@ def predict_program(stage: Stage) -> Program:
     function = make_predict(stage.model, stage.method, options)
   state = _state(stage, make_optimiser(stage.config.train, stage.method.tuned))
   batch = _batch(stage, 'eval_batch_size')
+  tokens = (*_tokens(batch)[:1], *([turns] if turns > 1 else []))
   return Program(function, (state.tuned, stage.start.frozen, state.constants, batch),
-                 stage.start.placement, _rows(batch), turns)
+                 stage.start.placement, _rows(batch), tokens, turns)
 
 
 def _specs(stage: Stage) -> list[Any]:
@@ -97,6 +101,11 @@ def _batch(stage: Stage, rows: str) -> dict[str, Shaped]:
 def _rows(batch: dict[str, Shaped]) -> int:
   replicas, rows = batch['example_ids'].shape
   return replicas * rows
+
+
+def _tokens(batch: dict[str, Shaped]) -> tuple[int, ...]:
+  texts = (batch[name] for name in ('inputs', 'targets') if name in batch)
+  return tuple(leaf.shape[2] for leaf in texts if len(leaf.shape) > 2)
 
 
 def _state(stage: Stage, optimiser: Any) -> RunState:
