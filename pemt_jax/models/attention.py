@@ -123,7 +123,7 @@ def choose(compute: Compute, inputs: AttentionInputs, rate: float) -> Kernel | N
   """
   if compute.attention == 'plain':
     return None
-  platform = compute.platform or jax.default_backend()
+  platform = compute.backend
   kernel = KERNELS.get(platform)
   objection = _objection(kernel, platform, inputs, rate)
   if compute.attention == 'fused':
@@ -185,7 +185,7 @@ def _on_mesh(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Arra
 
 def describe(compute: Compute) -> str:
   """The attention of whole sequences in words: the name of the platform's kernel, or 'plain'."""
-  kernel = KERNELS.get(compute.platform or jax.default_backend())
+  kernel = KERNELS.get(compute.backend)
   if kernel is None or compute.attention == 'plain':
     return 'plain'
   if compute.attention == 'fused':

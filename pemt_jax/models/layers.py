@@ -19,6 +19,7 @@ from pemt_jax.sharding.mesh import is_split
 
 # Finite, so that a row without any real position gives a uniform softmax and no NaN.
 MASKED = -1e9
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))  # of Threefry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +27,9 @@ class Compute:
   """How a backbone computes; nothing here changes its parameters.
 
   Attributes:
-    dtype: activations and matrix products ('float32' or 'bfloat16'); norms, softmax and losses
-      are always float32.
-    scan_layers: False unrolls the loop over layers; same parameters, same numbers. None unrolls
-      stacks of at most `stack.UNROLLED_LAYERS` layers on a CPU, see `stack.is_loop`.
+    dtype: of activations and products; norms, softmax and losses are always float32.
+    scan_layers: False unrolls the loop over layers, same numbers; None goes by `stack.is_loop`.
+    separate_layers: parameters stand in segments of one layer, see `segments.for_decoding`.
     remat: what the backward pass recomputes of a layer, see `stack.REMAT`.
     mask_targets: self-attention of the decoder does not look at padding of the targets. As the
       padding stands last, this changes nothing but states at padding.
@@ -40,11 +40,17 @@ class Compute:
 
   dtype: str = 'float32'
   scan_layers: bool | None = True
+  separate_layers: bool = False
   remat: str = 'none'
   mask_targets: bool = False
   attention: str = 'auto'
   attention_dropout: float | None = None
   platform: str = ''
+
+  @property
+  def backend(self) -> str:
+    """Platform that programs are made for."""
+    return self.platform or jax.default_backend()
 
 
 def fold_name(key: jax.Array, name: str) -> jax.Array:
@@ -68,9 +74,6 @@ def _counters(shape: tuple[int, ...], offsets: dict[int, jax.Array | int]):
     high = high * jnp.uint32(256) + coordinate(axis)
   low = (coordinate(rank - 2) << 16) + (coordinate(rank - 1) & jnp.uint32(0xFFFF))
   return high, low
-
-
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
 def threefry(key: jax.Array, high: jax.Array, low: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -137,8 +140,7 @@ def _words(key, shape, offsets):
 
 def uniform(key: jax.Array, shape: tuple[int, ...],
             offsets: dict[int, jax.Array | int] | None = None) -> jax.Array:
-  """Draws from [0, 1), float32; a draw depends on the key and its coordinates only, see `dropout`.
-  """
+  """Draws from [0, 1), float32, each by the key and its coordinates only, see `dropout`."""
   return (_words(key, shape, offsets) >> 8).astype(jnp.float32) * 2.0**-24
 
 

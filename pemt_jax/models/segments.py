@@ -7,6 +7,7 @@ segments `layers_<start>_<stop>`, each scanned by itself. Trees are cut once, wh
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
@@ -17,6 +18,7 @@ from pemt_jax.errors import UserError
 from pemt_jax.trees import Tree, flatten, unflatten
 
 _SEGMENT = re.compile(r'layers_(\d+)_(\d+)')
+_LAYERS = re.compile(r'(?:^|/)(?P<name>layers(?:_(?P<start>\d+)_\d+)?)/')
 
 
 def _canonical(path: str) -> tuple[str, int]:
@@ -96,3 +98,36 @@ def cut(tree: Tree, template: Tree) -> Tree:
       result[path] = flat[name][start:start + size]
       start += size
   return unflatten(result)
+
+
+def by_layers(tree: Tree) -> Tree:
+  """Cuts the segments of a model's tree into segments of one layer each."""
+  result = {}
+  for path, leaf in flatten(tree).items():
+    found = _LAYERS.search(path)
+    if found is None or leaf.shape[0] == 1:
+      result[path] = leaf
+      continue
+    first = int(found.group('start') or 0)
+    for layer in range(leaf.shape[0]):
+      name = f'layers_{first + layer}_{first + layer + 1}'
+      result[path[:found.start('name')] + name + path[found.end('name'):]] = leaf[layer:layer + 1]
+  return unflatten(result)
+
+
+def for_decoding(model: Any, variables: Tree) -> tuple[Any, Tree]:
+  """A model and its variables in the form in which a loop over tokens is fast.
+
+  On a CPU a step of that loop would copy the weights of each layer out of their stack: there the
+  layers are cut before it. Elsewhere, and where `Compute.scan_layers` asks for a loop over layers,
+  both stay as they are.
+
+  Args:
+    model: a backbone.
+    variables: of `apply`, by collection.
+  """
+  compute = model.compute
+  if compute.scan_layers or (compute.scan_layers is None and compute.backend != 'cpu'):
+    return model, variables
+  model = model.clone(compute=dataclasses.replace(compute, separate_layers=True))
+  return model, {name: by_layers(tree) for name, tree in variables.items()}

@@ -36,7 +36,7 @@ def is_loop(compute: Compute, layers: int) -> bool:
   """Whether a stack of `layers` layers is a loop in the compiled program."""
   if compute.scan_layers is not None:
     return compute.scan_layers
-  return (compute.platform or jax.default_backend()) != 'cpu' or layers > UNROLLED_LAYERS
+  return compute.backend != 'cpu' or layers > UNROLLED_LAYERS
 
 
 @flax.struct.dataclass
@@ -136,6 +136,8 @@ class LayerStack(nn.Module):
   @property
   def segments(self) -> list[tuple[int, int]]:
     """Ranges of layers that run as one scan."""
+    if self.spec.compute.separate_layers:
+      return [(layer, layer + 1) for layer in range(self.depth)]
     return self.spec.plan.segments(self.spec.stack, self.depth)
 
   def make_layers(self, layer: type[nn.Module], methods: Sequence[str] = ('__call__',)) -> None:

@@ -14,6 +14,7 @@ from pemt_jax.data.buckets import FILLER
 from pemt_jax.evaluation.postprocess import AVERAGE, score
 from pemt_jax.methods.base import Method, shift_right, token_cross_entropy
 from pemt_jax.models import generation
+from pemt_jax.models import segments
 from pemt_jax.models.decoding import GenerationConfig
 from pemt_jax.models.t5 import T5
 from pemt_jax.sharding.placement import Placement, fetch
@@ -46,6 +47,8 @@ def make_predict(model: T5, method: Method, options: GenerationConfig) -> Callab
     total, weight = token_cross_entropy(logits, batch['targets'], mask)
     extra, metrics = method.auxiliary(aux, encoded.rows)
     rows = batch['inputs'].shape[0]
+    decoder, own = segments.for_decoding(model, variables)
+    apply = lambda *args, method: decoder.apply(own, *args, method=method)
     memory, cache = apply(encoded, rows, options.max_length, task_ids, method='start_decoding')
     step = lambda tokens, position, cache: apply(tokens, position, cache, memory,
                                                  method='decode_step')

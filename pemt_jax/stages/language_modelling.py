@@ -23,6 +23,7 @@ from pemt_jax.evaluation.samples import self_bleu
 from pemt_jax.methods.base import Method, token_cross_entropy
 from pemt_jax.methods.language_modelling import next_tokens
 from pemt_jax.models import generation
+from pemt_jax.models import segments
 from pemt_jax.models.decoding import GenerationConfig, Sampling
 from pemt_jax.models.gpt2 import GPT2
 from pemt_jax.models.layers import fold_name
@@ -151,8 +152,8 @@ def make_continue(model: GPT2, method: Method, options: GenerationConfig,
   """
   def run(tuned: Tree, frozen: Tree, constants: Tree, batch: Mapping[str, jax.Array],
           axis: str | None):
-    variables = method.variables(tuned, frozen, constants)
-    apply = lambda *args, name: model.apply(variables, *args, method=name)
+    decoder, variables = segments.for_decoding(model, method.variables(tuned, frozen, constants))
+    apply = lambda *args, name: decoder.apply(variables, *args, method=name)
     inputs, rows = batch['inputs'], batch['inputs'].shape[0]
     encoded = apply(inputs[:, :-1], batch['inputs_mask'][:, :-1], name='encode')
     memory, cache = apply(encoded, rows, options.max_length, name='start_decoding')

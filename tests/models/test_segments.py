@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 
 from pemt_jax.errors import UserError
 from pemt_jax.models.layers import Compute
-from pemt_jax.models.segments import cut, join
+from pemt_jax.models.segments import cut, for_decoding, join
 from pemt_jax.models.stack import is_loop
 from pemt_jax.trees import flatten, unflatten
 from tests import tiny
@@ -89,3 +89,16 @@ def test_adapters_in_some_layers_equal_adapters_that_are_zero_in_the_others(key)
     (Compute(scan_layers=False), 24, False), (Compute(), 2, True)])
 def test_few_layers_are_unrolled_on_a_cpu_unless_said_otherwise(compute, layers, loop):
   assert is_loop(compute, layers) == loop
+
+
+def test_layers_that_are_cut_for_decoding_give_the_same_numbers():
+  method = tiny.stage2(encoder_layers=(1,), decoder_layers=())
+  loop, cut_up = (tiny.model_of(method, compute=compute) for compute in (Compute(), tiny.UNROLLED))
+  variables, batch = tiny.variables_of(loop), tiny.make_batch()
+  assert for_decoding(loop, variables) == (loop, variables)
+  separate, own = for_decoding(cut_up, variables)
+  assert {path: leaf.shape for path, leaf in flatten(own['params']).items()} == (
+      tiny.shapes(separate)['params'])
+  logits, expected = (tiny.cached_logits(*pair, batch, batch['targets'][:, None])
+                      for pair in ((separate, own), (loop, variables)))
+  np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
