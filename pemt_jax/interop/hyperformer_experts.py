@@ -97,6 +97,7 @@ def from_expert(source: str | pathlib.Path, target: str | pathlib.Path,
   config, params = huggingface.load_t5(card.backbone_id)
   options = cards.options_of(zoo.ZOO[card.method].options, card.extra['options'])
   tasks = cards.tasks_of(card)
+  options = zoo.for_tasks(options, len(tasks), options.one_task)  # A trained one leaves them open.
   if options.members or options.count != len(tasks):
     raise UserError(f"expert '{card.name}' has {options.count} adapters for {len(tasks)} tasks; the"
                     ' HyperFormer code names an adapter by its task.')

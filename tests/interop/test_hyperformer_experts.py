@@ -31,7 +31,9 @@ def write_expert(folder, backbone, stage, tasks=TASKS, **values):
   _, tuned = split_params(tiny.variables_of(T5(tiny.CONFIG, method.plan))['params'], method.tuned)
   library.save_expert(folder, tuned, {}, library.ExpertCard(
       'expert', stage, plan_as_json(method.plan), backbone, 'hash', tasks[0],
-      extra={'options': vars(options), 'config': {'stage': stage, 'tasks': list(tasks)}}))
+      # A stage leaves the number of tasks to its config.
+      extra={'options': vars(options) | {'tasks': 0},
+             'config': {'stage': stage, 'tasks': list(tasks)}}))
   return tuned
 
 
