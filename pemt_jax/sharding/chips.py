@@ -34,7 +34,6 @@ class Chip:
 # Cloud TPU documentation, the page of each version (docs.cloud.google.com/tpu/docs/v5e and so on):
 # peak compute per chip, HBM capacity and bandwidth, half of the bidirectional interconnect.
 CHIPS = {
-    'v4': Chip(275e12, 32 * GIB, 1228e9, 300e9),
     'v5e': Chip(197e12, 16 * GIB, 819e9, 200e9),
     'v5p': Chip(459e12, 95 * GIB, 2765e9, 600e9),
     'v6e': Chip(918e12, 32 * GIB, 1638e9, 400e9),

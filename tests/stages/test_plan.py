@@ -103,6 +103,7 @@ def test_flops_of_a_stage_follow_from_its_config():
   one = model_flops(config, Topology.of('cpu:1'), 'train', ASSUMED)
   config.tasks, config.model.remat = ('rte', 'cola'), 'full'  # Twice the rows, nothing twice.
   assert model_flops(config, Topology.of('cpu:1'), 'train', ASSUMED) == 2 * one
+  assert config.model.remat == 'full'  # The next mesh has the same config.
   inner, mlp, lora = 16 * 16, 2 * 16 * 32, 4 * (16 + 32)
   encoder, decoder = ROWS * SOURCE, ROWS * TARGET
   attention = lambda queries, keys: 2 * ROWS * 16 * queries * keys
