@@ -249,7 +249,9 @@ def _checkpointer() -> Any:
 
 def write_arrays(folder: pathlib.Path, tree: Any) -> None:
   """Writes a tree into an existing folder, not in one move."""
-  flat = {name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+  # Of several processes, one that writes alone may give Orbax no arrays of its devices.
+  as_it_is = jax.Array if processes.count() == 1 else ()
+  flat = {name: leaf if isinstance(leaf, as_it_is) else np.asarray(leaf)
           for name, leaf in storable_leaves(tree).items()}
   if flat:
     with orbax_writes(folder), _checkpointer() as checkpointer:

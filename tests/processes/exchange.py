@@ -9,10 +9,12 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
 from pemt_jax import cli
+from pemt_jax.experts import tree_files
 from pemt_jax.sharding import processes
 from pemt_jax.sharding.mesh import MeshShape, make_mesh
 from pemt_jax.sharding.placement import Placement, fetch
@@ -64,6 +66,13 @@ def turns(index, place):
     place.write_text('made')
 
 
+def written_alone(index, folder):
+  """The first process writes arrays of its device without the others."""
+  if not index:
+    tree_files.write_tree(folder, {'a': jnp.arange(3.0)})
+    np.testing.assert_array_equal(tree_files.read_tree(folder)['a'], np.arange(3.0))
+
+
 def loss(index):
   """One process is killed while the others do something alone."""
   if index == DIES.value:
@@ -81,6 +90,7 @@ def main(argv: list[str]) -> None:
   batches(index)
   agreement(index)
   turns(index, pathlib.Path(PLACE))
+  written_alone(index, pathlib.Path(PLACE).with_suffix('.tree'))
   print('done')
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import numpy as np
@@ -12,6 +13,7 @@ from tests.stages import small
 pytestmark = pytest.mark.slow
 MEMBER = '-m', 'tests.processes.member'
 TRAINED = ('stage1', 'stage2', 'propetl', 'lora', 'switch')
+CASES = {1: (*TRAINED, 'experts'), 2: (*TRAINED, 'experts'), 4: ('stage1',)}  # of processes
 TIMED = ('_per_second', 'input_share')
 SPEEDS = ('train/steps_per_second', 'train/tokens_per_second', 'train/flops_per_second',
           'train/input_share')
@@ -27,14 +29,15 @@ def run(group, base, stage1):
 
 
 @pytest.fixture(scope='module')
-def folders(run, tmp_path_factory):
-  """Folders of all cases, by one process on one device and by two on two devices each."""
-  found = []
-  for count in (1, 2):
-    found.append(tmp_path_factory.mktemp(f'by{count}'))
-    for code, _, stderr in run(count, found[-1], (*TRAINED, 'experts')):
+def made_by(run, tmp_path_factory):
+  """`made_by(processes)` -> folder of the cases; one device alone, else four in all."""
+  @functools.cache
+  def folder_of(count):
+    folder = tmp_path_factory.mktemp(f'by{count}')
+    for code, _, stderr in run(count, folder, CASES[count]):
       assert code == 0, stderr[-4000:]
-  return found
+    return folder
+  return folder_of
 
 
 def curves_of(folder):
@@ -57,19 +60,20 @@ def assert_same_run(first, second):
                                for folder in (first, second)))
 
 
-@pytest.mark.parametrize('case', TRAINED)
-def test_a_stage_of_two_processes_is_that_of_one(folders, case):
-  assert_same_run(*(folder / case for folder in folders))
+@pytest.mark.parametrize('count, case', [*((2, case) for case in TRAINED), (4, 'stage1')])
+def test_a_stage_of_several_processes_is_that_of_one(made_by, count, case):
+  assert_same_run(made_by(1) / case, made_by(count) / case)
 
 
-def test_predictions_are_written_once(folders):
-  own, other = ({path.name: path.read_text() for path in (folder / 'stage1' / 'predictions')
-                 .iterdir()} for folder in folders)
+@pytest.mark.parametrize('count', [2, 4])
+def test_predictions_are_written_once(made_by, count):
+  own, other = ({path.name: path.read_text() for path in (made_by(by) / 'stage1' / 'predictions')
+                 .iterdir()} for by in (1, count))
   assert own == other and len(own) == 2
 
 
-def test_scores_similarity_and_merges_of_two_processes_are_those_of_one(folders):
-  one, two = (folder / 'experts' for folder in folders)
+def test_scores_similarity_and_merges_of_two_processes_are_those_of_one(made_by):
+  one, two = (made_by(count) / 'experts' for count in (1, 2))
   read = lambda folder, name: json.loads((folder / name).read_text())
   scores = [read(folder, 'scores.json') for folder in (one, two)]
   for name, own in scores[0].items():
