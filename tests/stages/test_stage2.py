@@ -106,18 +106,18 @@ PARTS = ('prompt', 'adapter', 'gate', '_norm')
 FAST = ('prompt', 'target adapter', 'single source', 'gate')
 
 
-def ablation(stage1, name, **changes):
-  """(config, parts that must be absent) of an ablation."""
-  fields, absent = ABLATIONS[name]
-  sources = list(stage1.experts.values())[:1] if name == 'single source' else None
-  methods = {f'method__{field}': value for field, value in fields.items()}
-  return config_of(stage1, sources, **methods, **changes), absent
+def ablation(stage1, *names):
+  """Config of several ablations at once."""
+  sources = list(stage1.experts.values())[:1] if 'single source' in names else None
+  fields = {f'method__{field}': value for name in names
+            for field, value in ABLATIONS[name][0].items()}
+  return config_of(stage1, sources, **fields)
 
 
 @pytest.mark.parametrize('name', [
     name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ABLATIONS])
 def test_an_ablation_takes_away_what_it_names(stage1, workdir, name):
-  config, absent = ablation(stage1, name)
+  config, absent = ablation(stage1, name), ABLATIONS[name][1]
   stage = build(config, workdir, stage1.stage.backbone)
   tuned = flatten(stage.start.tuned_shapes())
   missing = {part for part in PARTS if not any(part in path for path in tuned)}
@@ -133,14 +133,22 @@ def test_an_ablation_takes_away_what_it_names(stage1, workdir, name):
   assert not list(workdir.glob('*/*.part'))
 
 
+# Every ablation runs once; those that touch different parts run together.
+TOGETHER = (
+    ('target adapter', 'padding in the loss'),
+    ('gate', 'sparsity loss', 'adapter in the decoder only'),
+    ('prompt, pool of all positions', 'frozen norms in the adapter', 'norms'),
+    ('correlation', 'norms in the adapter', 'adapter in the encoder only'),
+    ('prompt', 'single source'))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ABLATIONS)
-def test_an_ablation_runs(stage1, workdir, name):
-  config, _ = ablation(stage1, name)
-  result = run_stage(config, workdir, stage1.stage.backbone)
+@pytest.mark.parametrize('names', TOGETHER, ids=', '.join)
+def test_ablations_run(stage1, workdir, names):
+  result = run_stage(ablation(stage1, *names), workdir, stage1.stage.backbone)
   final = result.trained.results[NAME]['final_metrics']
   assert np.isfinite(final['loss'])
-  if name == 'gate':
+  if 'gate' in names:
     np.testing.assert_allclose([final[weight] for weight in WEIGHTS], 0.5)
   start = flatten(result.stage.start(result.trained.replicas[0])[0])
   changed = [path for path, leaf in flatten(result.trained.tuned).items()
@@ -152,25 +160,17 @@ def test_an_ablation_runs(stage1, workdir, name):
 @pytest.mark.parametrize('expert', ['lora', 'adapter'])
 def test_both_stages_on_a_gated_backbone_with_an_untied_head(base, workdir, expert):
   backbone = small.write_backbone(workdir / 'backbone', **small.V11)
-  sources = run_stage(small.config_of('pemt/stage1', backbone, method__expert=expert),
-                      workdir / 'stage1')
+  config = small.config_of('pemt/stage1', backbone, method__expert=expert)
+  config.train.eval_every, config.train.final_split = 'never', ''
+  sources = run_stage(config, workdir / 'stage1')
   config = small.config_of('pemt/stage2', backbone, (small.TARGET,),
                            sources=(str(workdir / 'stage1'),))
   result = run_stage(config, workdir / 'stage2', sources.stage.backbone)
   final = result.trained.results[NAME]['final_metrics']
   assert np.isfinite(final['loss'])
   assert sum(final[name] for name in WEIGHTS) == pytest.approx(1.0)
-  assert result.stage.sources.shape.expert == expert
-
-
-@pytest.mark.slow
-def test_adapter_experts_of_stage1_are_used_in_stage2(backbone, workdir):
-  run_stage(small.config_of('pemt/stage1', backbone, method__expert='adapter'), workdir / 'stage1')
-  config = small.config_of('pemt/stage2', backbone, (small.TARGET,),
-                           sources=(str(workdir / 'stage1'),))
-  result = run_stage(config, workdir / 'stage2')
-  assert result.stage.sources.shape.width == 24 // 8
-  assert np.isfinite(result.trained.results[NAME]['final_metrics']['loss'])
+  shape = result.stage.sources.shape
+  assert (shape.expert, shape.width) == (expert, {'lora': 2, 'adapter': 24 // 8}[expert])
 
 
 @pytest.mark.slow
