@@ -109,8 +109,10 @@ def test_unrolled_layers_leave_out_what_nobody_reads():
 
 
 @pytest.mark.parametrize('extra, weights', [
-    (('.*/wi/kernel',), lambda c: (c.embed * c.mlp, c.embed * c.mlp, 0, 0)),
-    (('.*/cross_attention/[kv]/kernel',), lambda c: (0, 0, 2 * c.embed * c.joined_kv, 0)),
+    pytest.param(('.*/wi/kernel',), lambda c: (c.embed * c.mlp, c.embed * c.mlp, 0, 0),
+                 marks=pytest.mark.slow),
+    pytest.param(('.*/cross_attention/[kv]/kernel',),
+                 lambda c: (0, 0, 2 * c.embed * c.joined_kv, 0), marks=pytest.mark.slow),
     (('.*',), lambda c: (4 * c.embed * c.joined_kv + 2 * c.embed * c.mlp,
                          6 * c.embed * c.joined_kv + 2 * c.embed * c.mlp,
                          2 * c.embed * c.joined_kv, c.embed * c.vocab_size))])

@@ -86,8 +86,8 @@ def test_padding_filler_rows_and_left_padding_of_a_prompt_change_nothing():
 
 
 @pytest.mark.parametrize('compute', [
-    Compute(scan_layers=False), pytest.param(Compute(remat='full'), marks=pytest.mark.slow)],
-    ids=['unrolled', 'remat'])
+    Compute(scan_layers=False), Compute(remat='full')], ids=['unrolled', 'remat'])
+@pytest.mark.slow
 def test_unrolled_and_rematerialised_layers_give_the_same_numbers(compute):
   variables, batch = tiny.variables_of(FULL), tiny.make_batch()
   other = dataclasses.replace(FULL, compute=compute)

@@ -76,8 +76,8 @@ FULL = planned(('lora', 'encoder/self_attention/[qv]', LoRA(2)),
 
 
 @pytest.mark.parametrize('compute', [
-    Compute(scan_layers=False), pytest.param(Compute(remat='full'), marks=pytest.mark.slow)],
-    ids=['unrolled', 'remat'])
+    Compute(scan_layers=False), Compute(remat='full')], ids=['unrolled', 'remat'])
+@pytest.mark.slow
 def test_unrolled_and_rematerialised_layers_give_the_same_numbers(compute):
   variables, batch = variables_of(FULL), make_batch()
   other = dataclasses.replace(FULL, compute=compute)
