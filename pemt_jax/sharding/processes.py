@@ -150,7 +150,7 @@ def leave(code: int, sentence: str = '') -> NoReturn:
   sys.stderr.flush()
   if _watch is not None:
     _watch.close()
-    if _watch.index == 0:
+    if _watch.leads:
       time.sleep(LAST_WORDS_SECONDS)
   os._exit(code)
 

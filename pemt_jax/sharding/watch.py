@@ -35,6 +35,7 @@ class Watch:
 
   Attributes:
     index: of this process.
+    leads: whether there are others that JAX aborts when this one ends.
   """
 
   def __init__(self, on_loss: Callable[[int], None]):
@@ -43,14 +44,16 @@ class Watch:
     Args:
       on_loss: called once, from the thread, with the index of a process that is gone.
     """
+    others = distributed.global_state.num_processes - 1
     self.index = distributed.global_state.process_id
+    self.leads = self.index == 0 and others > 0
     self._on_loss = on_loss
     self._lost: int | None = None
     self._heard = threading.Event()
     self._done = False
     self._others: dict[int, socket.socket] = {}
     try:
-      self._meet()
+      self._meet(others)
     except (OSError, RuntimeError) as error:
       logging.warning('Process %d has no connection for news of lost processes (%s); they are '
                       'noticed by missing heartbeats alone.', self.index, error)
@@ -75,12 +78,12 @@ class Watch:
       except OSError:  # The other one is gone, too.
         pass
 
-  def _meet(self) -> None:
+  def _meet(self, others: int) -> None:
     """Connects the first process with each other one."""
     if self.index:
       self._others[0] = _connect(self.index)
       return
-    for index, connection in _accepted(distributed.global_state.num_processes - 1):
+    for index, connection in _accepted(others):
       self._others[index] = connection
 
   def _listen(self) -> None:
