@@ -289,7 +289,7 @@ def test_the_search_beats_the_average_on_its_rows(sources, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kind', ['adapter+prefix', 'houlsby_ensembling+ia3', 'prompt'])
+@pytest.mark.parametrize('kind', ['adapter+prefix', 'houlsby_ensembling+ia3+prompt'])
 def test_other_deltas_are_measured_and_merged(backbone, workdir, kind):
   config = small.config_of(kind, backbone, TASKS, 1, prompt__length=3)
   run_stage(config, workdir / 'run')
