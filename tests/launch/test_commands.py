@@ -81,45 +81,44 @@ def test_rows_of_a_file_are_predicted_and_a_report_is_written(command, stage2, w
   assert (code, stdout, stderr) == (0, f"Report: {workdir / 'run/report/index.html'}\n", '')
 
 
-def train(run_python, config, workdir, *options):
-  """Runs train.py in a process of its own; returns what result.json says of the replicas."""
-  done = run_python('launch/train.py', f'--config=configs/pemt/{config}', f'--workdir={workdir}',
-                    *options)
-  assert done.returncode == 0, done.stderr
-  assert done.stderr == ''
+def train(command, config, workdir, *options):
+  """Runs train.py; returns what result.json says of the replicas."""
+  code, _, stderr = command('train', f'--config=configs/pemt/{config}', f'--workdir={workdir}',
+                            *options)
+  assert (code, stderr) == (0, '')
   return tree_files.read_json(workdir / 'result.json')['replicas']
 
 
 @pytest.mark.slow
-def test_full_data_few_shot_and_number_of_sources(run_python, workdir, overrides, rows):
+def test_full_data_few_shot_and_number_of_sources(command, workdir, overrides):
   """The three command lines of the method, on a tiny backbone and a dozen rows a task."""
   overrides += ['--config.train.warmup_steps=0']
-  found = train(run_python, 'stage1.py', workdir / 'stage1', *overrides,
+  found = train(command, 'stage1.py', workdir / 'stage1', *overrides,
                 "--config.tasks=('mnli','qnli')", '--config.data.batch_size=4')
   assert [values['step'] for values in found.values()] == [3, 2]
 
   sources = f"--config.sources=('{workdir / 'stage1'}',)"
-  found = train(run_python, 'stage2.py:task=superglue-cb,preset=1', workdir / 'full', sources,
+  found = train(command, 'stage2.py:task=superglue-cb,preset=1', workdir / 'full', sources,
                 *overrides)
   final = found['superglue-cb']['final_metrics']
   assert final['moe_weight_0'] + final['moe_weight_1'] == pytest.approx(1)
   assert {'accuracy', 'f1_multiclass', 'average_metrics'} < set(final)
 
-  few = train(run_python, 'stage2_few_shot.py:task=superglue-cb,k=2', workdir / 'few', sources,
+  few = train(command, 'stage2_few_shot.py:task=superglue-cb,k=2', workdir / 'few', sources,
               *overrides)
   config = tree_files.read_json(workdir / 'few' / 'config.json')
   assert (config['data']['few_shot'], config['data']['batch_size']) == (2, 2)
   assert few['superglue-cb']['step'] == 3   # two rows of each of three labels, two in a batch
 
   library = f"task=rte,count=2,library={workdir / 'stage1' / 'experts'}"
-  train(run_python, f'source_count.py:{library}', workdir / 'count', *overrides)
+  train(command, f'source_count.py:{library}', workdir / 'count', *overrides)
   with np.load(workdir / 'count' / 'gates.npz') as gates:
     assert gates['sources'].tolist() == ['mnli', 'qnli'] and gates['targets'].tolist() == ['rte']
 
 
 @pytest.mark.slow
-def test_an_override_wins_over_a_preset(run_python, workdir, overrides):
-  train(run_python, 'stage1.py:task=superglue-cb', workdir / 'run', *overrides,
+def test_an_override_wins_over_a_preset(command, workdir, overrides):
+  train(command, 'stage1.py:task=superglue-cb', workdir / 'run', *overrides,
         '--config.data.batch_size=3')
   config = tree_files.read_json(workdir / 'run' / 'config.json')
   assert (config['data']['batch_size'], config['train']['epochs']) == (3, 1.0)
