@@ -57,6 +57,8 @@ def stage_config(options: Options) -> mlc.ConfigDict:
   """Config of the stage, mostly stage 1 of PEMT, at the measured shapes."""
   config = base_config(options.stage)
   config.tasks = SOURCES[:options.replicas]
+  if options.replicas > len(SOURCES):
+    config.tasks, config.seeds = SOURCES[:1], tuple(range(options.replicas))
   config.model.name, config.model.tokenizer = options.folder, 'playground'
   if options.scan_layers is not None:
     config.model.scan_layers = options.scan_layers

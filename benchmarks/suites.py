@@ -18,7 +18,7 @@ from benchmarks.lengths import FORMS, ROW, STEPS, statistics as length_statistic
 from benchmarks.machine import cores
 from benchmarks.options import Options
 
-SOURCES = 6
+SOURCES, RUNS = 6, 20
 REMAT = ('none', 'dots', 'projections', 'full')
 PLAYGROUND = pathlib.Path(__file__).resolve().parents[1] / 'pemt_jax' / 'assets' / 'playground_t5'
 DROPOUTS = (0.0, 0.1)
@@ -108,15 +108,24 @@ def _turns_of(plan: Plan, programs: dict[str, tuple[str, Options]],
 
 def replicas(plan: Plan) -> Iterator[dict[str, Any]]:
   """Six sources in one program against one after the other."""
+  yield from _side_by_side(plan, SOURCES)
+
+
+def few_shot(plan: Plan) -> Iterator[dict[str, Any]]:
+  """Twenty runs of few short rows in one program against one after the other."""
+  yield from _side_by_side(plan, RUNS, batch=8, source=32, target=4)
+
+
+def _side_by_side(plan: Plan, count: int, **shape: int) -> Iterator[dict[str, Any]]:
   for model, dropout in itertools.product(plan.models, DROPOUTS):
-    options = plan.options(model, dropout=dropout)
-    together = dataclasses.replace(options, replicas=SOURCES)
+    options = plan.options(model, dropout=dropout, **shape)
+    together = dataclasses.replace(options, replicas=count)
     sides, _ = _turns_of(plan, {'together': ('ours', together), 'in_turn': ('ours', options)},
-                         {'in_turn': SOURCES})
+                         {'in_turn': count})
     speedup = ratio(sides['in_turn']['samples'], sides['together']['samples'])
-    yield {'model': model, 'dropout': dropout, 'sources': SOURCES, 'speedup': speedup,
+    yield {'model': model, 'dropout': dropout, 'replicas': count, 'speedup': speedup,
            'options': dataclasses.asdict(options), **sides}
-    plan.note(f'{model} dropout {dropout}: {SOURCES} sources together '
+    plan.note(f'{model} dropout {dropout}: {count} replicas together '
               f'{sides["together"]["seconds"]["median"]:.3f} s, in turn '
               f'{sides["in_turn"]["seconds"]["median"]:.3f} s')
 
@@ -266,6 +275,7 @@ def numerics(plan: Plan) -> Iterator[dict[str, Any]]:
 SUITES = {
     'train_step': (train_step, ('t5-small', 't5-base'), 7),
     'replicas': (replicas, ('t5-small',), 5),
+    'few_shot': (few_shot, (str(PLAYGROUND), 't5-small'), 5),
     # With a tied head random weights repeat one token: the second size is for the comparison.
     'decoding': (decoding, ('t5-small', 't5-v1_1-small'), 9),
     'scan': (scan, ('t5-small', 't5-base'), 7),

@@ -13,6 +13,8 @@ from pemt_jax import trees
 from pemt_jax.errors import UserError
 from pemt_jax.trees import Tree
 
+_ROWS = 64  # of a transposed copy at a time
+
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
@@ -125,9 +127,18 @@ def load(
           f'{list(weight.shape)}; check that the sizes of the model belong to this file.')
     if weight.path not in leaves:
       leaves[weight.path] = np.zeros(shapes[weight.path], dtype or value.dtype)
-    _part(leaves[weight.path], weight)[...] = value.reshape(weight.split)
+    _copy(_part(leaves[weight.path], weight), value.reshape(weight.split), weight.transpose)
   _check_aliases(state, table, place_of)
   return trees.unflatten(leaves)
+
+
+def _copy(part: np.ndarray, value: np.ndarray, transposed: bool) -> None:
+  """Copies into a view; into a transposed one by few rows at a time, which caches can hold."""
+  if not transposed:
+    part[...] = value
+    return
+  for start in range(0, len(value), _ROWS):
+    part[start:start + _ROWS] = value[start:start + _ROWS]
 
 
 def _part(leaf: np.ndarray, weight: Weight) -> np.ndarray:

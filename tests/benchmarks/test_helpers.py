@@ -72,7 +72,7 @@ def test_a_wrong_command_ends_with_one_sentence(run_python, tmp_path, suite, mod
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('suite', ['train_step', 'replicas', 'decoding', 'scan', 'similarity',
+@pytest.mark.parametrize('suite', ['train_step', 'few_shot', 'decoding', 'scan', 'similarity',
                                    'remat'])
 def test_every_suite_writes_its_samples(run_python, repo_root, tmp_path, suite):
   if suite in ('train_step', 'decoding'):
