@@ -68,8 +68,7 @@ LIGHT = (*THOROUGH, JOINED, 'bitfit', 'intrinsic_adapter')
 # The delta of another entry at other places or of other sizes, or two deltas of other entries.
 ALIKE = ('houlsby', 'houlsby_ensembling', 'hyperformer', 'intrinsic_lora', 'intrinsic_prefix',
          'lora_br', 'lora_ensembling', 'maml', JOINED)
-# A loop and its unrolled form are one module: what differs between layers, is made once for all of
-# them, or reaches into the backbone's own leaves.
+# Deltas that differ between layers, are made once for all of them, or move the backbone's leaves.
 UNROLLED = (*THOROUGH, 'fastfood', 'hyperformer_pp', 'mixda', 'mpo', 'switch', 'task_moe')
 
 
@@ -210,12 +209,6 @@ def search_program(name, beams):
 
 
 @functools.cache
-def tokens_of(name, number, beams):
-  """What an expert generates."""
-  return jax.device_get(search_program(name, beams)(variables_of(name, number), BATCH))
-
-
-@functools.cache
 def outcome(name, number=0):
   """What an expert computes."""
   tuned, frozen = expert(name, number)
@@ -233,7 +226,7 @@ def one_entry_at_a_time(request):
   """Forgets the programs of other entries: a process cannot hold those of the whole grid."""
   name = request.node.callspec.params['name'] if hasattr(request.node, 'callspec') else None
   if name not in (None, *LIGHT) and name != LATEST[-1]:
-    for cached in (program, search_program, tokens_of, outcome, bank_program):
+    for cached in (program, search_program, outcome, bank_program):
       cached.cache_clear()
     jax.clear_caches()
     LATEST.append(name)
@@ -271,8 +264,8 @@ def test_cached_decoding_is_decoding_of_the_whole_sequence(name):
 
 @GRID
 def test_greedy_tokens_follow_the_logits_of_the_whole_sequence(name):
-  tokens = tokens_of(name, 0, 1)
   variables = variables_of(name, 0)
+  tokens = np.asarray(search_program(name, 1)(variables, BATCH))
   batch = BATCH | {'targets': tokens[:, 1:], 'targets_mask': np.ones((ROWS, LENGTH - 1))}
   chosen = np.asarray(tiny.forward(model_of(name), variables, batch)[0]).argmax(-1)
   for row, own in zip(tokens[:, 1:], chosen, strict=True):
@@ -372,7 +365,8 @@ def test_rows_of_a_bank_use_the_expert_of_their_task(name):
       for kind in ('logits', 'cached'):
         np.testing.assert_allclose(found[kind][row], alone[kind][row], rtol=1e-4, atol=1e-4,
                                    err_msg=kind)
-      np.testing.assert_array_equal(found['beam'][row], tokens_of(name, int(number), 2)[row])
+      tokens = search_program(name, 2)(variables_of(name, int(number)), BATCH)
+      np.testing.assert_array_equal(found['beam'][row], tokens[row])
 
 
 @GRID
