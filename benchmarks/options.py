@@ -19,7 +19,8 @@ class Options:
     target: tokens of each target, or new tokens when decoding.
     rank: of the LoRA pairs on the feed-forward's `wo`; alpha equals it.
     dropout: rate of the backbone.
-    replicas: sources, beyond six seeds of one, in one program; in the suite `similarity` as many targets too.
+    replicas: sources, beyond six seeds of one, in one program; in the suite `similarity` as many
+      targets too.
     scan_layers: loop over layers by scan (False unrolls, None is the config's default); the
       library's side only.
     prompt: rows of a trained task prompt; 0 is none. The library's side only.
