@@ -86,7 +86,7 @@ def _train(experiment: Experiment, config: Any, workdir: pathlib.Path) -> TrainR
       if signal_number:
         run.save()
         raise RunInterrupted(signal_number, f'Stopped by a signal at step {run.step}; '
-                             f'run the same command with the workdir {run.workdir} to resume.')
+                             f'{run.workdir} holds its state, and the same command goes on.')
     interruption.restore()  # All is saved, so that a signal may end the run at once.
     return finish(run)
 

@@ -154,7 +154,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(command, config_file, bac
   _, stderr = process.communicate(timeout=120)
   assert process.returncode == 128 + signal.SIGTERM
   assert stderr.startswith('Stopped by a signal at step ')
-  assert stderr.endswith(f'; run the same command with the workdir {place} to resume.\n')
+  assert stderr.endswith(f'; {place} holds its state, and the same command goes on.\n')
   assert not (cut / 'result.json').exists()
 
   code, resumed, stderr = command('train', f'--config={file}', f'--workdir={cut}')

@@ -67,7 +67,7 @@ def test_resume_is_exact(straight, tmp_path, error, at):
     loop.train(stopping_stream(toy.make_experiment(totals), at, error), config, tmp_path)
   if error is None:
     assert info.value.code == 128 + signal.SIGTERM
-    assert f'run the same command with the workdir {tmp_path} to resume' in str(info.value)
+    assert f'{tmp_path} holds its state, and the same command goes on' in str(info.value)
   found = loop.train(toy.make_experiment(totals), config, tmp_path)
   np.testing.assert_array_equal(weights(found), weights(expected))
   assert metric_lines(tmp_path) == metric_lines(straight_dir)
