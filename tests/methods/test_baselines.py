@@ -83,6 +83,7 @@ def test_bitfit_trains_of_the_head_what_it_is_told(head, tuned, tied):
                      for path in tuned}
 
 
+@pytest.mark.slow
 def test_two_passes_of_adamix_are_drawn_to_each_other():
   config = tiny.replace(tiny.CONFIG, dropout=0.0)
   make = lambda weight: adamix.adamix(

@@ -76,6 +76,7 @@ def test_perplexity_falls_and_the_result_is_a_gpt2(texts, backbone):
   assert len(rows) == 4 and len(json.loads(rows[0])['source'].split()) == 5
 
 
+@pytest.mark.slow
 def test_an_expert_on_text_is_trained_scored_and_asked(texts, backbone, tmp_path):
   config = config_of(texts, 'tuned=lora+prompt', train__steps=2, train__eval_every=1,
                      prompt__length=3)

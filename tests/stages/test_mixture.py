@@ -251,6 +251,7 @@ def test_sampled_rows_are_different_rows_of_the_embedding():
   assert {tuple(row) for row in rows} <= {tuple(row) for row in embedding}
 
 
+@pytest.mark.slow
 def test_a_frozen_random_start_is_the_same_when_an_expert_of_any_seed_is_opened(backbone, workdir):
   config = small.config_of('mixda', backbone, (small.TARGET,), seeds=(1, 2), steps=1,
                            method__down_scale=4, method__hidden=6, method__encoder_layers=None,

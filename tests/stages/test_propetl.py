@@ -73,6 +73,7 @@ def test_a_packed_expert_scores_as_the_expert_did(trained, base):
     np.testing.assert_array_equal(mask, leaves[path][1])
 
 
+@pytest.mark.slow
 def test_a_packed_prefix_has_rows_in_place_of_their_network(base, backbone):
   config = small.config_of(
       'propetl', backbone, (small.TARGET,), method__form='prefix', method__length=2,

@@ -276,6 +276,7 @@ def test_fisher_means_lie_between_the_sources(sources, tmp_path, labels):
   assert apart > 1e-3
 
 
+@pytest.mark.slow
 def test_the_search_beats_the_average_on_its_rows(sources, tmp_path):
   merged(sources, tmp_path / 'search', 'search', rows=16, candidates=8, rounds=2)
   merged(sources, tmp_path / 'average', 'average')

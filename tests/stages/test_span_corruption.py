@@ -77,6 +77,7 @@ def bart_config_of(folder):
   return config
 
 
+@pytest.mark.slow
 def test_text_infilling_makes_a_bart_that_learns(workdir):
   lines = playground.corpus(0, 120)
   words = train_word_tokenizer([*playground.vocabulary(), *lines], workdir / 'words', sentinels=1)
