@@ -94,17 +94,16 @@ class Watch:
       while selector.get_map():
         for key, _ in selector.select():
           selector.unregister(key.fileobj)
-          word = _word(key.fileobj)
-          if word != _DONE and not self._done:
-            self._lose(key.data if word is None else word)
+          self._hear(key.data, _word(key.fileobj))
 
-  def _lose(self, index: int) -> None:
-    if self._lost is not None:
+  def _hear(self, index: int, word: int | None) -> None:
+    """Takes the word of a process; None says that it is gone itself."""
+    if word == _DONE or self._done or self._lost is not None:
       return
-    self._lost = index
+    self._lost = index if word is None else word
     self._heard.set()
-    self._say(index)
-    self._on_loss(index)
+    self._say(self._lost)
+    self._on_loss(self._lost)
 
   def _say(self, word: int) -> None:
     for connection in self._others.values():
