@@ -148,7 +148,7 @@ class LayerStack(nn.Module):
 
   def _segment(self, layer, methods, start, stop):
     spec = self.spec.with_plan(self.spec.plan.for_layer(self.spec.stack, start))
-    loop = is_loop(self.spec.compute, self.depth)
+    loop = stop - start > 1 and is_loop(self.spec.compute, self.depth)
     if self.spec.compute.remat != 'none':
       layer = nn.remat(layer, prevent_cse=not loop, methods=methods,
                        policy=REMAT[self.spec.compute.remat])
