@@ -89,7 +89,7 @@ def cases() -> Iterator[Case]:
 
 def model_of(case: Case, dtype: str) -> Backbone:
   """The backbone of a case with the deltas of its method."""
-  plan, compute = case.method.plan, Compute(dtype)
+  plan, compute = case.method.plan, Compute(dtype=dtype)
   if case.backbone == 'roberta':
     return Roberta(CONFIGS[case.backbone], plan, compute, labels=_LABELS)
   return backbone_of(CONFIGS[case.backbone], plan, compute)

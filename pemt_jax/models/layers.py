@@ -22,30 +22,30 @@ MASKED = -1e9
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))  # of Threefry
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Compute:
   """How a backbone computes; nothing here changes its parameters.
 
   Attributes:
     dtype: of activations and products; norms, softmax and losses are always float32.
     scan_layers: False unrolls the loop over layers, same numbers; None goes by `stack.is_loop`.
-    separate_layers: parameters stand in segments of one layer, see `segments.for_decoding`.
     remat: what the backward pass recomputes of a layer, see `stack.REMAT`.
     mask_targets: self-attention of the decoder does not look at padding of the targets. As the
       padding stands last, this changes nothing but states at padding.
     attention: 'plain', 'fused' or 'auto', see `models/attention.py`.
     attention_dropout: rate of the attention weights; None is the backbone's.
     platform: that programs are made for; '' is that of the default device.
+    separate_layers: parameters stand in segments of one layer, see `segments.for_decoding`.
   """
 
   dtype: str = 'float32'
   scan_layers: bool | None = True
-  separate_layers: bool = False
   remat: str = 'none'
   mask_targets: bool = False
   attention: str = 'auto'
   attention_dropout: float | None = None
   platform: str = ''
+  separate_layers: bool = False
 
   @property
   def backend(self) -> str:

@@ -129,8 +129,8 @@ def _compute(model: mlc.ConfigDict) -> Compute:
   if rate is not None:
     number('model.attention_dropout', rate, 0.0 <= rate < 1.0, 'of at least 0 and below 1')
   one_of('model.matmul_precision', model.matmul_precision, PRECISIONS)
-  return Compute(model.dtype, model.scan_layers, model.remat, attention=model.attention,
-                 attention_dropout=rate)
+  return Compute(dtype=model.dtype, scan_layers=model.scan_layers, remat=model.remat,
+                 attention=model.attention, attention_dropout=rate)
 
 
 def storage_dtype(frozen_dtype: str, platform: str = '') -> str:

@@ -29,6 +29,15 @@ def test_products_of_a_stage_have_the_precision_of_its_config(word, full):
   assert 'HIGHEST' not in traced()
 
 
+@pytest.mark.parametrize('fields', [
+    {}, {'scan_layers': True, 'remat': 'full', 'dtype': 'bfloat16', 'attention': 'plain',
+         'attention_dropout': 0.0}])
+def test_a_backbone_computes_as_the_config_says(fields):
+  config = base_config('lora')
+  config.model.update(fields)
+  assert shaped_backbone(config).compute == Compute(**{'scan_layers': None, **fields})
+
+
 def test_an_unknown_word_is_refused():
   config = base_config('lora')
   config.model.matmul_precision = 'low'
@@ -42,5 +51,5 @@ def test_recorded_cases_are_computed_in_full_precision(dtype, full, tmp_path, mo
     compute = staticmethod(lambda folder, run: {'text': traced()})
 
   monkeypatch.setattr(cases.importlib, 'import_module', lambda name: Module)
-  _, found = cases.compute(tmp_path, {'system': 'pemt', 'case': 'any'}, Compute(dtype))
+  _, found = cases.compute(tmp_path, {'system': 'pemt', 'case': 'any'}, Compute(dtype=dtype))
   assert ('HIGHEST' in found['text']) == full
