@@ -7,6 +7,7 @@ JAX misses heartbeats only after a minute, does not say whose, and aborts.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hmac
 import json
@@ -73,10 +74,8 @@ class Watch:
     """Lets the others know that this process is gone, before it is."""
     self._done = True
     for connection in self._others.values():
-      try:
+      with contextlib.suppress(OSError):  # The other one is gone, too.
         connection.shutdown(socket.SHUT_RDWR)
-      except OSError:  # The other one is gone, too.
-        pass
 
   def _meet(self, others: int) -> None:
     """Connects the first process with each other one."""
@@ -107,10 +106,8 @@ class Watch:
 
   def _say(self, word: int) -> None:
     for connection in self._others.values():
-      try:
+      with contextlib.suppress(OSError):  # Its own end says enough.
         connection.sendall(_WORD.pack(word))
-      except OSError:  # Its own end says enough.
-        pass
 
 
 def _connect(index: int) -> socket.socket:
