@@ -17,10 +17,10 @@ from benchmarks.children import (
 from benchmarks.lengths import FORMS, ROW, STEPS, statistics as length_statistics
 from benchmarks.machine import cores
 from benchmarks.options import Options
+from pemt_jax.models.families import PLAYGROUND
 
 SOURCES, RUNS = 6, 20
 REMAT = ('none', 'dots', 'projections', 'full')
-PLAYGROUND = pathlib.Path(__file__).resolve().parents[1] / 'pemt_jax' / 'assets' / 'playground_t5'
 DROPOUTS = (0.0, 0.1)
 
 
