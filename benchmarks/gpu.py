@@ -25,13 +25,14 @@ BUDGET = flags.DEFINE_float(
     'budget', 520.0, 'Seconds; parts that would not end in time are skipped.', lower_bound=0.0)
 SIZES = flags.DEFINE_enum('sizes', 'full', ['full', 'tiny'], 'What is measured.')
 PARTS = flags.DEFINE_list('parts', [], 'Beginnings of the names of parts; the default is all.')
-PLAYGROUND = str(REPO / 'pemt_jax' / 'assets' / 'playground_t5')
 
 
 def _sizes(name: str):
   from benchmarks.gpu_parts import Sizes
+  from pemt_jax.models.families import place
+  playground = place('playground')
   if name == 'tiny':
-    return Sizes({PLAYGROUND: 2}, (16, 8), (2, 8, 4), (PLAYGROUND, 2), (8, 4), 6, (2,),
+    return Sizes({playground: 2}, (16, 8), (2, 8, 4), (playground, 2), (8, 4), 6, (2,),
                  ((1, 2, 16, 8),), 128, 'bfloat16', 1, compiled=False)
   return Sizes({'t5-base': 64, 't5-large': 32, 't5-3b': 16}, (512, 128), (32, 128, 32),
                ('t5-base', 8), (128, 8), 20, (1, 2, 4, 8, 16, 32),
