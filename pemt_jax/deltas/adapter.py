@@ -9,6 +9,7 @@ import jax
 
 from pemt_jax.deltas.base import Delta, Values, Weight, Weights, normal_init, ones, zeros
 from pemt_jax.models.layers import add_vector, layer_norm
+from pemt_jax.models.products import matmul
 from pemt_jax.models.sites import Aux, Base, Site, SiteContext
 
 ACTIVATIONS = {
@@ -81,10 +82,10 @@ def bottleneck(config: Bottleneck, values: Values, x: jax.Array) -> jax.Array:
   """The bottleneck's output: [..., in] -> [..., out]; `values` are of `bottleneck_weights`."""
   if config.pre_norm:
     x = layer_norm(x, values['pre_norm/scale'], values['pre_norm/bias'])
-  hidden = x @ values['down/kernel']
+  hidden = matmul(x, values['down/kernel'])
   if config.biases:
     hidden = add_vector(hidden, values['down/bias'])
-  y = ACTIVATIONS[config.activation](hidden) @ values['up/kernel']
+  y = matmul(ACTIVATIONS[config.activation](hidden), values['up/kernel'])
   if config.biases:
     y = add_vector(y, values['up/bias'])
   if config.scaling != 1.0:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from pemt_jax.deltas.base import Delta, Values, Weight, Weights, uniform_init, zeros
+from pemt_jax.models.products import matmul
 from pemt_jax.models.sites import Aux, Base, Site, SiteContext
 
 
@@ -52,8 +53,8 @@ class LoRA(Delta):
           site: Site) -> tuple[jax.Array, Aux]:
     """[batch, length, in] -> [batch, length, out]."""
     down, up = self._factors(values)
-    hidden = x.astype(site.dtype) @ down
-    return base(x) + self.scaling * (hidden @ up), {}
+    hidden = matmul(x.astype(site.dtype), down)
+    return base(x) + self.scaling * (matmul(hidden, up)), {}
 
   def fold(self, values: Values, kernel: jax.Array, site: Site) -> jax.Array:
     """kernel + scaling * A B."""

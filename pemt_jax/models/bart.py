@@ -19,6 +19,7 @@ from pemt_jax.models.bart_config import FIRST_POSITION, BartConfig
 from pemt_jax.models.block_layers import PostNormLayer, layer_sites
 from pemt_jax.models.blocks import BlockStyle
 from pemt_jax.models.encoder_decoder import EncoderDecoder, TransformerStack
+from pemt_jax.models.products import matmul
 from pemt_jax.models.sites import Aux, Site, SiteContext
 from pemt_jax.models.stack import ModelDeltas
 
@@ -91,6 +92,5 @@ class Bart(EncoderDecoder):
   def head(self, x: jax.Array, context: SiteContext) -> tuple[jax.Array, Aux]:
     """[..., embed] -> float32 logits [..., vocab]; the bias belongs to the site."""
     table = self.shared.embedding.astype(x.dtype)
-    base = lambda x: self.logits_bias + jnp.einsum('...d,vd->...v', x, table,
-                                                   preferred_element_type=jnp.float32)
+    base = lambda x: self.logits_bias + matmul(x, table.T, jnp.float32)
     return self.lm_head(base, x, context)

@@ -26,6 +26,7 @@ from pemt_jax.models.blocks import MEMORY, BlockStyle, LayerInputs, StackInputs
 from pemt_jax.models.encoder_decoder import EncoderDecoder, TransformerStack
 from pemt_jax.models.gpt2_config import GPT2Config
 from pemt_jax.models.layers import MASKED
+from pemt_jax.models.products import matmul
 from pemt_jax.models.sites import Aux, Site, SiteContext
 from pemt_jax.models.stack import ModelDeltas
 
@@ -162,7 +163,7 @@ class GPT2(EncoderDecoder):
   def head(self, x: jax.Array, context: SiteContext) -> tuple[jax.Array, Aux]:
     """[..., embed] -> float32 logits [..., vocab] from the embedding, and auxiliaries."""
     table = self.shared.embedding.astype(x.dtype)
-    base = lambda x: jnp.einsum('...d,vd->...v', x, table, preferred_element_type=jnp.float32)
+    base = lambda x: matmul(x, table.T, jnp.float32)
     return self.lm_head(base, x, context)
 
   def _run(self, tokens, mask, task_ids, key, remember=False):

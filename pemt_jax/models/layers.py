@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from pemt_jax.models.products import matmul
 from pemt_jax.models.sites import (
     Aux, AttentionInputs, Base, Plan, Site, SiteContext, call_site)
 from pemt_jax.sharding.mesh import is_split
@@ -196,8 +197,7 @@ class Projection(nn.Module):
 
     def base(value):
       kernel, bias = weights(value.shape[-1])
-      y = jnp.matmul(value.astype(site.dtype), kernel.astype(site.dtype),
-                     preferred_element_type=self.result)
+      y = matmul(value.astype(site.dtype), kernel.astype(site.dtype), self.result)
       return y if bias is None else add_vector(y, bias)
 
     return call_site(self.plan, site, base, x, context)
@@ -371,7 +371,7 @@ def attend(inputs: AttentionInputs, bias: jax.Array, prefix_bias: jax.Array | No
   """
   if scale != 1.0:
     inputs = inputs.replace(query=inputs.query * scale)
-  product = lambda a, b: jnp.matmul(a, jnp.swapaxes(b, -1, -2), preferred_element_type=jnp.float32)
+  product = lambda a, b: matmul(a, jnp.swapaxes(b, -1, -2), jnp.float32)
   logits = product(inputs.query, inputs.key) + bias
   prefix = 0
   if inputs.prefix_key is not None:
@@ -382,13 +382,13 @@ def attend(inputs: AttentionInputs, bias: jax.Array, prefix_bias: jax.Array | No
   weights = jax.nn.softmax(logits, axis=-1)
   # The prefix has noise of its own, so that it does not move the noise of the keys.
   own = dropout(weights[..., prefix:], rate, *rng).astype(inputs.value.dtype)
-  mixed = own @ inputs.value
+  mixed = matmul(own, inputs.value)
   if prefix:
     key, offsets = rng
     key = None if key is None else fold_name(key, 'prefix')
     rest = {axis: offset for axis, offset in offsets.items() if axis != 3}
     own = dropout(weights[..., :prefix], rate, key, rest).astype(inputs.prefix_value.dtype)
-    mixed += own @ inputs.prefix_value
+    mixed += matmul(own, inputs.prefix_value)
   batch, heads, length, kv = mixed.shape
   return mixed.transpose(0, 2, 1, 3).reshape(batch, length, heads * kv)
 

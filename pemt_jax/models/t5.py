@@ -15,6 +15,7 @@ from pemt_jax.models import layers
 from pemt_jax.models.block_layers import PreNormLayer, layer_sites
 from pemt_jax.models.blocks import BlockStyle
 from pemt_jax.models.encoder_decoder import EncoderDecoder, TransformerStack
+from pemt_jax.models.products import matmul
 from pemt_jax.models.sites import Aux, Site, SiteContext
 from pemt_jax.models.stack import ModelDeltas
 from pemt_jax.models.t5_config import T5Config
@@ -88,5 +89,5 @@ class T5(EncoderDecoder):
         x = x * self.config.embed**-0.5
       return self.lm_head(x, context)
     table = self.shared.embedding.astype(x.dtype)
-    base = lambda x: jnp.einsum('...d,vd->...v', x, table, preferred_element_type=jnp.float32)
+    base = lambda x: matmul(x, table.T, jnp.float32)
     return self.lm_head(base, x * self.config.embed**-0.5, context)
