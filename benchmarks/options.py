@@ -31,7 +31,7 @@ class Options:
     metric: similarity that is measured; in the suite `moe` 'forward' or 'gradient'.
     experts: of a routed feed-forward.
     form: of its products; '' for a dense one.
-    dtype: of the peer, and of a routed feed-forward.
+    dtype: of activations, products and frozen weights; of all weights of the peer.
     device: of the peer.
     compiled: the peer's model through `torch.compile`.
     remat: what the library's backward pass recomputes, see `config.model.remat`.

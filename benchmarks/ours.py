@@ -63,6 +63,7 @@ def stage_config(options: Options) -> mlc.ConfigDict:
   if options.scan_layers is not None:
     config.model.scan_layers = options.scan_layers
   config.model.remat = options.remat
+  config.model.dtype = config.model.frozen_dtype = options.dtype
   config.prompt.length = options.prompt
   if options.stage == 'pemt/stage1':
     config.method.rank, config.method.alpha = options.rank, float(options.rank)

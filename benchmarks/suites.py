@@ -22,6 +22,7 @@ from pemt_jax.models.families import PLAYGROUND
 SOURCES, RUNS = 6, 20
 REMAT = ('none', 'dots', 'projections', 'full')
 DROPOUTS = (0.0, 0.1)
+DTYPES = ('float32', 'bfloat16')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +146,23 @@ def decoding(plan: Plan) -> Iterator[dict[str, Any]]:
         'speedup': ratio(sides['peer']['samples'], sides['ours']['samples']), **sides}
     plan.note(f'{model}: library {sides["ours"]["seconds"]["median"]:.3f} s, generate '
               f'{sides["peer"]["seconds"]["median"]:.3f} s, equal tokens {equal:.2%}')
+
+
+def precision(plan: Plan) -> Iterator[dict[str, Any]]:
+  """The step of stage 1 and greedy decoding, both sides in float32 and in bfloat16."""
+  shapes = {'step': ({'dropout': 0.1}, 'ours', 'peer'),
+            'decoding': ({'batch': 32, 'target': 32}, 'our_decoding', 'peer_decoding')}
+  for model, (what, (shape, *kinds)) in itertools.product(plan.models, shapes.items()):
+    options = {dtype: plan.options(model, dtype=dtype, **shape) for dtype in DTYPES}
+    sides, values = _turns_of(plan, {f'{side}_{dtype}': (kind, options[dtype]) for dtype in DTYPES
+                                     for side, kind in zip(('ours', 'peer'), kinds, strict=True)})
+    speedups = {name: ratio(side['samples'], sides['ours_bfloat16']['samples'])
+                for name, side in sides.items()}
+    yield {'model': model, 'program': what, 'options': dataclasses.asdict(options[DTYPES[0]]),
+           'speed_of_ours_in_bfloat16_over': speedups, **sides,
+           **({'losses': values} if what == 'step' else {})}
+    plan.note(f'{model} {what}: ' + ', '.join(
+        f'{name} {side["seconds"]["median"]:.3f} s' for name, side in sides.items()))
 
 
 def scan(plan: Plan) -> Iterator[dict[str, Any]]:
@@ -278,6 +296,7 @@ SUITES = {
     'few_shot': (few_shot, (str(PLAYGROUND), 't5-small'), 5),
     # With a tied head random weights repeat one token: the second size is for the comparison.
     'decoding': (decoding, ('t5-small', 't5-v1_1-small'), 9),
+    'precision': (precision, ('t5-small', 't5-base'), 5),
     'scan': (scan, ('t5-small', 't5-base'), 7),
     'similarity': (similarity, (str(PLAYGROUND),), 5),
     'deltas': (deltas, ('t5-small',), 3),

@@ -120,13 +120,12 @@ class DenseExperts:
     kept = None
     if self.hidden_dropout and work.context is not None and work.context.key is not None:
       ones = jnp.ones((*x.shape[:2], choices * self.mlp), x.dtype)
-      kept = work.drop(self.hidden_dropout, 'mlp/hidden')(ones)
-      kept = groups.rows(kept.reshape(-1, choices, self.mlp))
+      kept = work.drop(self.hidden_dropout, 'mlp/hidden')(ones).reshape(-1, self.mlp)
     if self.biases == 'shared':
       values = {name: jnp.broadcast_to(value.astype(jnp.float32), (groups.experts, *value.shape))
                 if name.endswith('/bias') else value for name, value in values.items()}
-    y = groups.through(Maps(self._inputs_of, self._output_of), values, groups.rows(x), kept)
-    y = groups.back(y).reshape(*x.shape[:2], -1)
+    y = groups.sent(Maps(self._inputs_of, self._output_of), values, x, kept)
+    y = y.reshape(*x.shape[:2], -1)
     return work.drop(self.output_dropout, 'mlp/experts')(y).reshape(
         *x.shape[:2], choices, x.shape[-1])
 

@@ -10,6 +10,11 @@ cost follows tokens but where `batched` pads:
 | `ragged` | sorted by expert | `jax.lax.ragged_dot` |
 | `gathered` | as the choices stand | every row reads a matrix of its own: for few tokens |
 | `batched` | [group, expert, capacity] | one batched product, sharded along `expert` |
+| `local` | those of a device, sorted there | one of the above for each device, with all weights |
+
+`local` and `batched` are for meshes. In the first tokens stay where they are and weights come to
+them, so that no room is needed for the fullest expert; in the second tokens go to the devices of
+their experts.
 """
 
 from __future__ import annotations
@@ -21,12 +26,15 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import PartitionSpec
 
 from pemt_jax.experts import group_pieces
 from pemt_jax.experts.group_pieces import Maps
 from pemt_jax.models.layers import add_vector
+from pemt_jax.sharding.mesh import is_split
+from pemt_jax.sharding.rules import BATCH_AXES
 
-FORMS = ('auto', 'sorted', 'ragged', 'gathered', 'batched')
+FORMS = ('auto', 'sorted', 'ragged', 'gathered', 'batched', 'local')
 # Logical axes of [group, choice, features], and of [group, expert, capacity, features] before and
 # behind the exchange of tokens.
 _KEPT = ('act_batch', None, 'act_embed')
@@ -95,8 +103,8 @@ class Groups:
     index: rows' places among all choices; `batched`: [group, expert, capacity] among those of the
       group; out of range for a row without a choice.
     inverse: [group, token, choice] its row; `batched`: its row in [expert * capacity].
-    sizes: [expert] number of choices.
-    form: one of FORMS, not 'auto'.
+    sizes: [expert] number of choices; zeros where no form asks for it.
+    form: one of FORMS, not 'auto'; `local` has no index and no inverse yet.
   """
 
   chosen: jax.Array
@@ -109,6 +117,41 @@ class Groups:
   def experts(self) -> int:
     """Number of experts."""
     return self.sizes.size
+
+  def sent(self, maps: Maps, weights: Any, x: jax.Array, extra: Any = None) -> jax.Array:
+    """Sends every choice of every token through two maps with the weights of its expert.
+
+    Args:
+      maps: see `Maps`.
+      weights: a tree of [expert, ...].
+      x: [..., features] in the order of [group, token].
+      extra: [..., features] in that of [group, token, choice], constants of the second map, without
+        gradients.
+
+    Returns:
+      [group, token, choice, features], zeros for choices of no expert.
+    """
+    if self.form == 'local':
+      return self._sent_where_tokens_are(maps, weights, x, extra)
+    extra = None if extra is None else self.rows(extra)
+    return self.back(self.through(maps, weights, self.rows(x), extra))
+
+  def _sent_where_tokens_are(self, maps, weights, x, extra):
+    axes = _batch_axes()
+    cut = lambda a: None if a is None else a.reshape(_devices(axes), -1, *a.shape[-1:])
+    choices, experts = self.chosen.shape[-1], self.experts
+
+    def send(weights, chosen, x, extra):
+      few = chosen.size <= experts
+      # Pieces have lengths of their own on each device, so that no exchange may stand among them.
+      form = 'gathered' if few else 'ragged' if is_split('tensor') else 'sorted'
+      return group(chosen, experts, form).sent(maps, weights, x, extra)
+
+    rows = PartitionSpec(axes)
+    sent = jax.shard_map(send, in_specs=(PartitionSpec(), rows, rows, rows), out_specs=rows,
+                         axis_names=frozenset(axes), check_vma=False)
+    y = sent(weights, cut(self.chosen), cut(x), cut(extra))
+    return y.reshape(*self.chosen.shape[:-1], choices, -1)
 
   def rows(self, x: jax.Array) -> jax.Array:
     """Features of all tokens, the same for its choices or not, -> rows of features.
@@ -168,17 +211,18 @@ def group(chosen: jax.Array, experts: int, form: str = 'auto',
   Args:
     chosen: [group, token, choice] expert, `experts` for none; a token's choices differ.
     experts: number of experts.
-    form: one of FORMS; 'auto' takes `batched` on a mesh, `gathered` for fewer choices than experts,
-      else `sorted`.
+    form: one of FORMS; 'auto' takes `gathered` for fewer choices than experts, else `sorted`; on a
+      mesh `local` without `capacity`, where the devices divide the tokens, else `batched`.
     capacity: most choices of one expert in a group, for `batched`; None makes room for all. Choices
       beyond it must be of no expert.
   """
   groups, tokens, choices = chosen.shape
   count = chosen.size
   if form == 'auto':
-    form = ('batched' if _on_mesh() else 'gathered' if count <= experts else 'sorted')
+    form = _form_on_mesh(groups * tokens, capacity) or (
+        'gathered' if count <= experts else 'sorted')
   flat = chosen.reshape(-1)
-  if form == 'gathered':
+  if form in ('gathered', 'local'):
     places = jnp.arange(count)
     sizes = jnp.zeros(experts, jnp.int32)
     return Groups(chosen, places, places.reshape(chosen.shape), sizes, form)
@@ -206,6 +250,21 @@ def _constrained(x, *axes):
   return x
 
 
-def _on_mesh() -> bool:
-  """Whether the program is traced for more than one device."""
-  return math.prod(jax.sharding.get_abstract_mesh().shape.values()) > 1
+def _form_on_mesh(tokens, capacity):
+  """The form of 'auto' on a mesh; None on a single device."""
+  if jax.sharding.get_abstract_mesh().size <= 1:
+    return None
+  axes = _batch_axes()
+  if capacity is not None or tokens % _devices(axes):
+    return 'batched'
+  return 'local' if axes else 'ragged'
+
+
+def _batch_axes() -> tuple[str, ...]:
+  """Mesh axes that divide the rows of a batch, those of one device left out."""
+  return tuple(axis for axis in BATCH_AXES if is_split(axis))
+
+
+def _devices(axes):
+  """Number of parts that mesh axes make."""
+  return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)

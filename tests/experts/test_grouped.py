@@ -40,8 +40,7 @@ MAPS = Maps(lambda place, weights, rows: place.project(rows, weights['in'], weig
 def outcome(form, chosen, x, weights, extra, factors):
   """Value and gradients of two maps."""
   def loss(x, weights):
-    groups = grouped.group(chosen, EXPERTS, form)
-    y = groups.back(groups.through(MAPS, weights, groups.rows(x), groups.rows(extra)))
+    y = grouped.group(chosen, EXPERTS, form).sent(MAPS, weights, x, extra)
     return jnp.sum(y * factors), y
 
   return jax.value_and_grad(loss, (0, 1), has_aux=True)(x, weights)
@@ -116,3 +115,10 @@ def test_cost_follows_tokens():
     assert np.all(counts @ np.array(lengths) >= sizes)
     assert np.sum(counts @ np.array(lengths)) <= most * tokens
     assert np.sum(counts) <= 1.5 * experts
+
+
+@pytest.mark.slow
+def test_a_mesh_gives_the_same_whatever_the_form(run_python):
+  """In a process with eight devices, see `grouped_on_mesh`."""
+  done = run_python('-m', 'tests.experts.grouped_on_mesh', devices=8)
+  assert done.stdout.split() == ['equal'], done.stderr[-4000:]
