@@ -25,12 +25,14 @@ class Product:
     rhs: shape.
     dims: ((lhs contracting, rhs contracting), (lhs batch, rhs batch)).
     dtype: of the first operand.
+    result: dtype of the product where the program states it.
   """
 
   lhs: tuple[int, ...]
   rhs: tuple[int, ...]
   dims: tuple[tuple[tuple[int, ...], ...], ...]
   dtype: str
+  result: str = ''
 
   @property
   def sizes(self) -> tuple[int, int, int, int]:
@@ -53,6 +55,11 @@ def _inner(equation: Any) -> Iterator[tuple[Any, int]]:
   if equation.primitive.name == 'while':
     raise ValueError('the number of turns of a while loop is unknown')
   times = equation.params['length'] if equation.primitive.name == 'scan' else 1
+  if platforms := equation.params.get('branches_platforms'):
+    own = next(index for index, names in enumerate(platforms)
+               if names is None or jax.default_backend() in names)
+    yield equation.params['branches'][own].jaxpr, times
+    return
   for value in equation.params.values():
     for item in value if isinstance(value, (tuple, list)) else (value,):
       if isinstance(item, core.ClosedJaxpr):
@@ -64,7 +71,7 @@ def _inner(equation: Any) -> Iterator[tuple[Any, int]]:
 def matrix_products(program: Any, times: int = 1) -> collections.Counter[Product]:
   """Counts the products of a program; the body of a scan counts once for each of its turns.
 
-  Every branch of a conditional counts.
+  Every branch of a conditional counts; of one by platform, that of this one.
 
   Args:
     program: Jaxpr or ClosedJaxpr.
@@ -79,7 +86,9 @@ def matrix_products(program: Any, times: int = 1) -> collections.Counter[Product
       lhs, rhs = (variable.aval for variable in equation.invars)
       dims = jax.tree.map(int, equation.params['dimension_numbers'])
       dims = tuple(tuple(map(tuple, pair)) for pair in dims)
-      found[Product(lhs.shape, rhs.shape, dims, str(lhs.dtype))] += times
+      result = equation.params['preferred_element_type']
+      result = '' if result in (None, lhs.dtype) else str(result)
+      found[Product(lhs.shape, rhs.shape, dims, str(lhs.dtype), result)] += times
       continue
     for inner, turns in _inner(equation):
       found.update(matrix_products(inner, times * turns))
@@ -117,12 +126,13 @@ def product_seconds(product: Product, rounds: int) -> tuple[float, float]:
   rng = np.random.default_rng(0)
   array = lambda shape: jnp.asarray(rng.normal(size=shape), product.dtype)
   batch, rows, inner, columns = product.sizes
-  own = lambda a, b: jax.lax.dot_general(a, b, product.dims)
+  result = product.result or None
+  own = lambda a, b: jax.lax.dot_general(a, b, product.dims, preferred_element_type=result)
   plain = (array((batch, rows, inner)), array((batch, inner, columns)))
   if batch == 1:
     plain = tuple(operand[0] for operand in plain)
   return min(_seconds(own, (array(product.lhs), array(product.rhs)), rounds),
-             _seconds(jnp.matmul, plain, rounds))
+             _seconds(lambda a, b: jnp.matmul(a, b, preferred_element_type=result), plain, rounds))
 
 
 def measure(products: Mapping[Product, int], rounds: int) -> dict[str, Any]:

@@ -156,6 +156,9 @@ def precision(plan: Plan) -> Iterator[dict[str, Any]]:
     options = {dtype: plan.options(model, dtype=dtype, **shape) for dtype in DTYPES}
     sides, values = _turns_of(plan, {f'{side}_{dtype}': (kind, options[dtype]) for dtype in DTYPES
                                      for side, kind in zip(('ours', 'peer'), kinds, strict=True)})
+    if what == 'step':
+      with Child('ours', options['bfloat16']) as child:
+        sides['ours_bfloat16']['lower_bound'] = child.ask('products')
     speedups = {name: ratio(side['samples'], sides['ours_bfloat16']['samples'])
                 for name, side in sides.items()}
     yield {'model': model, 'program': what, 'options': dataclasses.asdict(options[DTYPES[0]]),

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
+from pemt_jax.errors import UserError
 from pemt_jax.experts import group_pieces
 from pemt_jax.experts.group_pieces import Maps
 from pemt_jax.models.layers import add_vector
@@ -213,13 +214,17 @@ def group(chosen: jax.Array, experts: int, form: str = 'auto',
     experts: number of experts.
     form: one of FORMS; 'auto' takes `gathered` for fewer choices than experts, else `sorted`; on a
       mesh `local` without `capacity`, where the devices divide the tokens, else `batched`.
+      `local` where no mesh divides the rows is 'auto'.
     capacity: most choices of one expert in a group, for `batched`; None makes room for all. Choices
       beyond it must be of no expert.
+
+  Raises:
+    UserError: `local` on a mesh that does not divide the tokens.
   """
   groups, tokens, choices = chosen.shape
   count = chosen.size
-  if form == 'auto':
-    form = _form_on_mesh(groups * tokens, capacity) or (
+  if form in ('auto', 'local'):
+    form = _form_on_mesh(form, groups * tokens, capacity) or (
         'gathered' if count <= experts else 'sorted')
   flat = chosen.reshape(-1)
   if form in ('gathered', 'local'):
@@ -250,12 +255,15 @@ def _constrained(x, *axes):
   return x
 
 
-def _form_on_mesh(tokens, capacity):
-  """The form of 'auto' on a mesh; None on a single device."""
+def _form_on_mesh(form, tokens, capacity):
+  """The form of 'auto' or 'local' on a mesh; None on a single device."""
   if jax.sharding.get_abstract_mesh().size <= 1:
     return None
   axes = _batch_axes()
-  if capacity is not None or tokens % _devices(axes):
+  if tokens % _devices(axes) and form == 'local':
+    raise UserError(f"the form 'local' of routed experts cannot divide {tokens} tokens over"
+                    f" {_devices(axes)} devices; take 'auto' or other rows.")
+  if tokens % _devices(axes) or capacity is not None and form == 'auto':
     return 'batched'
   return 'local' if axes else 'ragged'
 

@@ -9,8 +9,10 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from pemt_jax.errors import UserError
 from pemt_jax.experts import grouped
 from pemt_jax.sharding.mesh import MeshShape, make_mesh, use_mesh
 from pemt_jax.sharding.rules import BATCH_AXES
@@ -47,6 +49,8 @@ def main() -> None:
     test_grouped.TOKENS = tokens
     with use_mesh(make_mesh(MeshShape(fsdp=8))):
       assert grouped.group(test_grouped.draw(0)[0], 5, capacity=capacity).form == form
+  with use_mesh(make_mesh(MeshShape(fsdp=8))), pytest.raises(UserError, match='37 tokens over 8'):
+    grouped.group(np.zeros((1, 37, 1), np.int32), 5, 'local')
   print('equal')
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pemt_jax.experts import group_pieces, grouped
 from pemt_jax.experts.group_pieces import Maps
 
-FORMS = ('sorted', 'ragged', 'gathered', 'batched')
+FORMS = ('sorted', 'ragged', 'gathered', 'batched', 'local')
 GROUPS, TOKENS, CHOICES, EXPERTS, WIDTH, HIDDEN = 2, 37, 2, 5, 3, 4
 
 
