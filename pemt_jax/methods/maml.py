@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from pemt_jax.errors import at_least, number
 from pemt_jax.methods.base import LossFunction, Method, Metrics
 from pemt_jax.models.layers import fold_name
+from pemt_jax.models.products import differentiated_twice
 from pemt_jax.models.sites import Plan
 from pemt_jax.models.t5_config import T5Config
 from pemt_jax.trees import Tree
@@ -75,8 +76,9 @@ def after_a_step(loss_fn: LossFunction, options: MamlOptions, summed: bool) -> L
     def episode(_, inside):
       index, own = inside
       half = lambda place: jax.tree.map(lambda leaf: leaf[place], own)
-      (before, _), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-          tuned, frozen, constants, half(0), noise(index, 'support'))
+      with differentiated_twice():
+        (before, _), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            tuned, frozen, constants, half(0), noise(index, 'support'))
       if not options.second_order:
         grads = jax.lax.stop_gradient(grads)
       moved = jax.tree.map(lambda value, grad: value - options.inner_rate * grad, tuned, grads)

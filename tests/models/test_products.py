@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pemt_jax.models.products import matmul
+from pemt_jax.models.products import differentiated_twice, matmul
 
 SHAPES = {'rows': ((3, 7, 16), (16, 24)), 'matrices': ((2, 3, 7, 16), (2, 3, 16, 24)),
           'broadcast': ((2, 3, 7, 16), (3, 16, 24))}
@@ -66,13 +66,14 @@ def test_float32_is_left_alone():
   assert str(jax.make_jaxpr(matmul)(*wide)) == str(jax.make_jaxpr(plain)(*wide))
 
 
-def test_gradients_have_gradients_and_replicas_are_separate():
+def test_gradients_of_gradients_and_replicas():
   a, b = draw('rows')
   loss = lambda a, b: jnp.sum(jnp.sin(matmul(a, b).astype(jnp.float32)))
   twice = lambda product: jax.grad(lambda a: jnp.sum(jnp.square(jax.grad(
       lambda a, b: jnp.sum(jnp.sin(product(a, b).astype(jnp.float32))))(a, b).astype(
           jnp.float32))))
-  found = twice(matmul)(a).astype(jnp.float32)
+  with differentiated_twice():
+    found = twice(matmul)(a).astype(jnp.float32)
   exact = twice(lambda a, b: jnp.matmul(a, b.astype(jnp.float32), precision='highest'))(
       a.astype(jnp.float32))
   assert jnp.linalg.norm(found - exact) < 0.02 * jnp.linalg.norm(exact)
