@@ -165,7 +165,7 @@ from pemt_jax.sharding.placement import Placement
 from tests import tiny
 
 config = tiny.replace(tiny.CONFIG, embed=16, mlp=32, heads=4)
-method = moe.switch(moe.SwitchOptions(count=4), config, 0)
+method = moe.switch(moe.SwitchOptions(count=4, form='FORM'), config, 0)
 model = T5(config, method.plan)
 frozen, tuned = tiny.split(method, tiny.variables_of(model))
 placement = Placement.of(make_mesh(MeshShape(2, 2, 1, 2)), boxed_shapes(model)['params'])
@@ -175,11 +175,11 @@ with placement.scope():
                     placement.batch(tiny.make_batch(8, 8, 4), lead=0), None).compile().as_text()
 gathered = re.findall(r'= f32\\[([0-9,]+)\\]\\S* all-gather', text)
 # Matrices of all experts would be [4, 16, 32] or with a layer in front of that.
-print('all-to-all' in text, [shape for shape in gathered
-                             if re.search(r'(^|,)4,(16,32|32,16)$', shape)])
+print('all-to-all' in text, any(re.search(r'(^|,)4,(16,32|32,16)$', shape) for shape in gathered))
 '''
 
 
 @pytest.mark.slow
-def test_tokens_travel_to_the_devices_of_their_experts_and_matrices_do_not(on_eight_devices):
-  assert on_eight_devices(SHARDED) == 'True []\n'
+@pytest.mark.parametrize(('form', 'found'), [('batched', 'True False\n'), ('auto', 'False True\n')])
+def test_tokens_travel_to_matrices_or_matrices_to_tokens(on_eight_devices, form, found):
+  assert on_eight_devices(SHARDED.replace('FORM', form)) == found
