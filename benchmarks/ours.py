@@ -21,7 +21,8 @@ from configs.pemt.presets import SOURCES
 from pemt_jax.data.pipeline import Stream, stack_batches
 from pemt_jax.methods.base import make_loss
 from pemt_jax.models.decoding import GenerationConfig
-from pemt_jax.stages.backbone import load_backbone
+from pemt_jax.stages.artefacts import save_experts
+from pemt_jax.stages.backbone import Backbone, load_backbone
 from pemt_jax.stages.build import Stage, build
 from pemt_jax.stages.config import base_config
 from pemt_jax.stages.evaluate import make_predict
@@ -68,6 +69,10 @@ def stage_config(options: Options) -> mlc.ConfigDict:
   if options.stage == 'pemt/stage1':
     config.method.rank, config.method.alpha = options.rank, float(options.rank)
     config.method.prompt = bool(options.prompt)
+  if options.stage == 'task_moe':
+    config.method.fixed = True
+  if options.stage == 'switch':
+    config.method.count, config.method.experts = options.experts, 'mpo'
   if options.stage == 'mixda':  # Its own layers are those of T5-base.
     config.method.encoder_layers = config.method.decoder_layers = None
   config.train.learning_rate, config.train.schedule = options.learning_rate, 'constant'
@@ -81,7 +86,22 @@ def stage_of(options: Options, workdir: pathlib.Path) -> Stage:
   config = stage_config(options)
   backbone = load_backbone(config)
   shapes = dataclasses.replace(backbone.config, dropout=options.dropout)
-  return build(config, workdir, dataclasses.replace(backbone, config=shapes))
+  backbone = dataclasses.replace(backbone, config=shapes)
+  if options.stage == 'pemt/stage2':
+    config.sources = _untrained_sources(options, backbone, workdir / 'sources')
+  return build(config, workdir, backbone)
+
+
+def _untrained_sources(options: Options, backbone: Backbone, folder: pathlib.Path
+                       ) -> tuple[str, ...]:
+  """Experts of stage 1 for all sources, as they start."""
+  options = dataclasses.replace(options, stage='pemt/stage1', replicas=len(SOURCES))
+  stage = build(stage_config(options), folder, backbone)
+  starts = [stage.start(replica) for replica in experiment_of(stage, options).replicas]
+  tuned, constants = (jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+                      for trees in zip(*starts, strict=True))
+  results = {name: {'final_metrics': {}} for name in stage.specs}
+  return tuple(map(str, save_experts(stage, tuned, constants, results, folder).values()))
 
 
 def experiment_of(stage: Stage, options: Options) -> Experiment:

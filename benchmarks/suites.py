@@ -19,9 +19,10 @@ from benchmarks.machine import cores
 from benchmarks.options import Options
 from pemt_jax.models.families import PLAYGROUND
 
-SOURCES, RUNS = 6, 20
+SOURCES, RUNS, EXPERTS = 6, 20, 8
 REMAT = ('none', 'dots', 'projections', 'full')
 DROPOUTS = (0.0, 0.1)
+BASES = {'pemt/stage2': 'pemt/stage1', 'propetl': 'adapter', 'task_moe': 'full', 'switch': 'full'}
 DTYPES = ('float32', 'bfloat16')
 
 
@@ -219,6 +220,23 @@ def deltas(plan: Plan) -> Iterator[dict[str, Any]]:
               f' {1 / seconds:.2f} steps/s of {model}')
 
 
+def methods(plan: Plan) -> Iterator[dict[str, Any]]:
+  """Steps of the systems against the plain step that each one grows from, at equal tokens.
+
+  PEMT's second stage has six sources. Layers of a task mixture have three copies and one hard route
+  for each task, those of MPOE eight experts.
+  """
+  for model, dropout, (stage, base) in itertools.product(plan.models, DROPOUTS, BASES.items()):
+    options = {name: plan.options(model, dropout=dropout, stage=name, prompt=zoo_sizes.PROMPT,
+                                  experts=EXPERTS) for name in (base, stage)}
+    sides, _ = _turns_of(plan, {name: ('ours', one) for name, one in options.items()})
+    over = ratio(sides[stage]['samples'], sides[base]['samples'])
+    yield {'model': model, 'dropout': dropout, 'stage': stage, 'base': base, 'over_base': over,
+           'options': dataclasses.asdict(options[stage]), **sides}
+    plan.note(f'{model} dropout {dropout}: ' + ', '.join(
+        f'{name} {side["seconds"]["median"]:.3f} s' for name, side in sides.items()))
+
+
 def moe(plan: Plan) -> Iterator[dict[str, Any]]:
   """A feed-forward with Switch experts against a dense one, at equal products for each token.
 
@@ -303,6 +321,7 @@ SUITES = {
     'scan': (scan, ('t5-small', 't5-base'), 7),
     'similarity': (similarity, (str(PLAYGROUND),), 5),
     'deltas': (deltas, ('t5-small',), 3),
+    'methods': (methods, ('t5-small',), 5),
     'moe': (moe, ('t5-small',), 7),
     'numerics': (numerics, (), 1),
     'remat': (remat, ('t5-small',), 5),
