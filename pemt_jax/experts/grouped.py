@@ -134,8 +134,8 @@ class Groups:
     """
     if self.form == 'local':
       return self._sent_where_tokens_are(maps, weights, x, extra)
-    extra = None if extra is None else self.rows(extra)
-    return self.back(self.through(maps, weights, self.rows(x), extra))
+    extra = None if extra is None else self._rows(extra)
+    return self._back(self._through(maps, weights, self._rows(x), extra))
 
   def _sent_where_tokens_are(self, maps, weights, x, extra):
     axes = _batch_axes()
@@ -154,7 +154,7 @@ class Groups:
     y = sent(weights, cut(self.chosen), cut(x), cut(extra))
     return y.reshape(*self.chosen.shape[:-1], choices, -1)
 
-  def rows(self, x: jax.Array) -> jax.Array:
+  def _rows(self, x: jax.Array) -> jax.Array:
     """Features of all tokens, the same for its choices or not, -> rows of features.
 
     Args:
@@ -171,7 +171,7 @@ class Groups:
     rows = jax.vmap(take_rows)(x, self.index, self.inverse.reshape(groups, -1))
     return _constrained(rows, _SENT, _RECEIVED)
 
-  def through(self, maps: Maps, weights: Any, rows: jax.Array, extra: Any = None) -> jax.Array:
+  def _through(self, maps: Maps, weights: Any, rows: jax.Array, extra: Any = None) -> jax.Array:
     """Sends rows through two maps, see `group_pieces.through`."""
     if self.form != 'sorted':
       return maps.both(self, weights, rows, extra)[0]
@@ -189,7 +189,7 @@ class Groups:
     y = jnp.einsum('rd,rdf->rf', rows, kernels[own])
     return y if biases is None else add_vector(y, biases.astype(jnp.float32)[own])
 
-  def back(self, rows: jax.Array) -> jax.Array:
+  def _back(self, rows: jax.Array) -> jax.Array:
     """Rows of features -> [group, token, choice, features], zeros for choices of no expert."""
     shape = (*self.chosen.shape, rows.shape[-1])
     if self.form == 'batched':
