@@ -3,7 +3,7 @@
 python launch/train.py --config=configs/ensembling/source.py:delta=adapter --workdir=DIR
 
 `delta` is 'adapter', 'lora' or 'prefix'. All sources train in one program; on one device set
---config.together=False.
+--config.together=task.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from configs.pemt.presets import SOURCES
 TARGETS = ('superglue-cb', 'rte', 'superglue-wic', 'superglue-wsc-fixed', 'superglue-boolq',
            'superglue-multirc', 'mrpc', 'cola', 'stsb', 'winogrande', 'paws', 'yelp_polarity')
 PRETRAINING_TASKS = (*SOURCES, *TARGETS)  # whose train inputs are text for the backbone
-SHOTS = (4, 16, 32)  # rows per label; in all for stsb and winogrande
 
 # Fields of `data` for single tasks, so that the local folder serves all three splits with no row in
 # two of them; tasks that are not named follow the published rule.
@@ -33,7 +32,7 @@ def set_data(config: mlc.ConfigDict, root: str = 'data') -> mlc.ConfigDict:
   config.data.source = 'local'
   config.data.max_source_length = 128
   config.data.max_target_length = 16
-  config.data.buckets = (64, 128, 256)
+  config.data.buckets = (32, 64, 128, 256)
   config.data.target_buckets = (8, 16)
   config.data.eval_batch_size = 128
   config.data.max_validation_rows = 256

@@ -29,7 +29,7 @@ def get_config(argument: str | None = None) -> mlc.ConfigDict:
                                 warmup=steps // 10, every=steps // 2))
   config.train.steps = steps
   if values['task']:
-    config.mixture.sampling, config.together = '', False
+    config.mixture.sampling, config.together = '', 'task'
   config.data.max_source_length = 64
   config.data.buckets, config.data.target_buckets = (64,), (8,)
   config.generation.by_task = False

@@ -27,7 +27,7 @@ def get_config(argument: str | None = None) -> mlc.ConfigDict:
   config = set_data(recipe(form, GLUE, 4, rate=3e-3, batch=16, steps=steps, lengths=(64, 16)))
   if form == 'adapter':  # A replica for each task.
     config.mixture.sampling = ''
-    config.together = False
+    config.together = 'none'
     config.method.owners = ()
     config.train.steps = steps // len(GLUE)
   data, train = config.data, config.train

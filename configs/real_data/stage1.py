@@ -19,11 +19,10 @@ def get_config() -> mlc.ConfigDict:
   """Six sources, rank 16 experts."""
   config = set_data(base_config('pemt/stage1'))
   config.tasks = SOURCES
-  config.together = False  # Short texts need not wait for the padding of long ones.
+  config.together = 'task'  # Short texts need not wait for the padding of long ones.
   config.method.rank = 16
   config.method.alpha = 16.0
   config.data.batch_size = 16
-  config.data.buckets = (32, 64, 128)
   config.generation.max_length = 16
   config.train.steps = 300
   config.train.learning_rate = 5e-3

@@ -26,7 +26,7 @@ def get_config(argument: str | None = None) -> mlc.ConfigDict:
   config.tasks = tuple(GYM_PREFIX + title for titles in partition(RANDOM).values()
                        for title in titles)
   config.model.name = 'bart-base'
-  config.together = False
+  config.together = 'none'
   data, train = config.data, config.train
   data.source, data.template = 'crossfit', SPACED
   data.few_shot_seed = SEEDS[0]

@@ -17,6 +17,7 @@ import numpy as np
 from pemt_jax.data.buckets import Batch, FILLER
 from pemt_jax.data.keyed_random import keyed_bits
 from pemt_jax.data.span_corruption import SpanLengths, corrupt, random_parts, span_lengths
+from pemt_jax.data.text import chunk_tokens
 from pemt_jax.data.text_rows import TextRows, tabbed_ids
 from pemt_jax.data.tokenized import Ragged, digest
 from pemt_jax.data.tokenizer import Tokenizer
@@ -105,6 +106,32 @@ class LineCorruption(TextRows):
       UserError: if a part would be empty.
     """
     return self.parts(validation, 'lines')
+
+
+def make_prefixes(tokens: np.ndarray, tokenizer: Tokenizer, prefix: int,
+                  continuation: int) -> LineCorruption:
+  """Cuts a row of ids into chunks whose beginning is the input and whose end the target.
+
+  The prefix language model of Raffel et al. (2020, section 3.2.1), to which Lester et al. (2021)
+  adapt T5 before they freeze it: after span corruption alone the first token of a target is a
+  sentinel whatever the input says.
+
+  Args:
+    tokens: [total] ids, as from `load_token_stream`.
+    tokenizer: gives eos and pad.
+    prefix: ids of an input, eos not counted.
+    continuation: ids of a target, eos not counted.
+
+  Raises:
+    UserError: if the text is too short.
+  """
+  chunks = chunk_tokens(tokens, prefix + continuation)
+  column = lambda part: Ragged(np.ascontiguousarray(part, np.int32).reshape(-1),
+                               np.full(len(part), part.shape[1]))
+  return LineCorruption(
+      column(chunks[:, :prefix]), column(chunks[:, prefix:]),
+      np.arange(len(chunks), dtype=np.int32), tokenizer.eos_id, tokenizer.pad_id, 0,
+      {prefix: span_lengths(prefix)}, np.zeros(0, np.int32))
 
 
 def make_line_corruption(

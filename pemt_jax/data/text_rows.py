@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Self
 
@@ -51,8 +52,8 @@ class TextRows:
     return int(self.target_lengths.max())
 
   def contents(self) -> list[str]:
-    """Texts and answers for a fingerprint."""
-    return [array.tobytes().hex() for column in (self.texts, self.answers)
+    """Digests of texts and answers for a fingerprint."""
+    return [hashlib.sha256(array.tobytes()).hexdigest() for column in (self.texts, self.answers)
             for array in (column.tokens, column.lengths)]
 
   def empty_batch(self, rows: np.ndarray, lengths: tuple[int, int]) -> Batch:

@@ -89,7 +89,7 @@ def _write_tasks(stage, trained, workdir):
     return
   folder = workdir / 'results'
   for name, spec in mixtures.items():
-    lines = [line for file in _metric_files(workdir, name)
+    lines = [line for file in _metric_files(workdir)
              for line in map(json.loads, file.read_text(encoding='utf-8').splitlines())
              if line['replica'] == name]
     result = trained.results[name]
@@ -102,8 +102,8 @@ def _write_tasks(stage, trained, workdir):
       write_text(folder / f'{name}.{task.replace("/", "-")}.jsonl', text)
 
 
-def _metric_files(workdir, name):
-  places = (workdir, workdir / 'replicas' / name)
+def _metric_files(workdir):
+  places = (workdir, *sorted((workdir / 'replicas').glob('*')))
   return [place / METRICS for place in places if (place / METRICS).is_file()]
 
 

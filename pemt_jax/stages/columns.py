@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import ml_collections as mlc
 import numpy as np
 
-from pemt_jax.data.tasks import get_task
 from pemt_jax.evaluation.postprocess import AVERAGE, score
 from pemt_jax.experts import tree_files
 from pemt_jax.stages.backbone import Backbone
 from pemt_jax.stages.build import build
-from pemt_jax.stages.labels import make_label_scorer, score_rows
 from pemt_jax.stages.run import run_stage
 
 Record = dict[str, Any]
@@ -22,16 +22,16 @@ Record = dict[str, Any]
 
 def frozen_column(config: mlc.ConfigDict, workdir: pathlib.Path,
                   backbone: Backbone) -> list[Record]:
-  """The backbone without any delta; the label with the highest score is the prediction."""
+  """The backbone without any delta; of tasks with label words, the most probable one counts."""
+  config = copy.deepcopy(config)
+  with config.unlocked():
+    config.generation.labels_only = True
   stage = build(config, workdir, backbone)
-  records = []
+  tuned, records = jax.tree.map(lambda leaf: np.asarray(leaf)[None], backbone.params), []
   for name, spec in stage.specs.items():
-    task = get_task(spec.task)
-    scorer = make_label_scorer(stage.model, stage.method, backbone.tokenizer, task.label_words)
-    trees = (backbone.params, {}, {})
-    scores = score_rows(scorer, trees, stage.store.eval_batches(spec, 'test'))
-    texts = [task.label_words[index] for index in np.argmax(scores, axis=-1)]
-    metrics = score(task, texts, stage.store.examples(spec, 'test').examples)
+    (texts,), _ = stage.evaluator.predictions(tuned, {}, {}, [name], 'test')
+    test = stage.store.examples(spec, 'test')
+    metrics = score(test.task, texts, test.examples)
     records.append(record(spec.task, 'frozen backbone', metrics[AVERAGE], name))
   return records
 

@@ -129,6 +129,7 @@ def _model_fields() -> mlc.ConfigDict:
   model.weights = 'pretrained'    # 'pretrained' | 'random' (a folder's or name's config only)
   model.shape = mlc.ConfigDict()  # T5Config field -> value in place of the name's (random weights)
   model.embedding = 'random'      # 'random' | 'cooccurrence' start of random weights' embedding
+  model.attention_start = 'random'  # 'random' | 'matching' start of random weights (T5)
   model.dtype = 'float32'         # 'float32' | 'bfloat16' activations and products
   # 'float32' | 'bfloat16' storage of frozen parameters; 'auto': bfloat16 on an accelerator
   model.frozen_dtype = 'auto'
@@ -166,7 +167,7 @@ def _data_fields() -> mlc.ConfigDict:
   data.text_tasks = ()            # tasks whose train inputs are text too (span corruption)
   data.sentences = 20000          # sentences of the playground's text, if data.source says so
   data.unit = 'chunk'             # 'chunk' of max_source_length | 'line' (span corruption)
-  data.objective = 'span_corruption'  # of pretraining (T5's) | 'text_infilling' (BART's)
+  data.objective = 'span_corruption'  # of pretraining | 'text_infilling' | 'prefix_lm'
   data.noise_density = optional(None, float)  # share of hidden tokens; None: 0.15, or 0.3 (BART)
   data.mean_span = 3.0            # hidden tokens in a row, on average (pretraining)
   data.permute_sentences = False  # of an input, before that (text infilling)
@@ -189,7 +190,7 @@ def base_config(stage: str) -> mlc.ConfigDict:
   config.learning_rates = ()      # peak rates; () takes train.learning_rate
   config.batch_sizes = ()         # rows per step; () takes data.batch_size
   config.mixture = _mixture_fields()
-  config.together = True          # train all replicas in one program; False: one after the other
+  config.together = 'all'         # in one program: 'all' replicas | those of a 'task' | 'none'
   config.frozen_seed = 0          # of deltas that stay at their random start
   config.few_shot_by_seed = False  # draw few-shot rows by the replica's seed, not data.data_seed
   config.mesh = _fields(MeshShape(), {})  # devices along each axis, one of them -1: what is left
@@ -271,7 +272,7 @@ def for_task(config: mlc.ConfigDict, task: str) -> mlc.ConfigDict:
   if not own:
     return config
   changed = copy.deepcopy(config)
-  alone = len(config.tasks) == 1 or not config.together
+  alone = len(config.tasks) == 1 or config.together != 'all'
   with changed.unlocked():
     for differences in own:
       _apply(changed, differences, f'per_task.{task}', '', alone)
@@ -304,7 +305,7 @@ def _require_own(name: str, owner: str, alone: bool) -> None:
                     ' train may differ.')
   if not alone:
     raise UserError(f"{owner} changes '{name}', which all replicas of a program share; set"
-                    ' config.together=False or give the task a config of its own.')
+                    ' config.together=task or give the task a config of its own.')
 
 
 def parse_argument(text: str | None, **defaults: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pemt_jax.stages.classification import make_class_predict
 from pemt_jax.stages.config import generation_config
 from pemt_jax.stages.evaluate import make_predict
 from pemt_jax.stages.language_modelling import make_statistics
+from pemt_jax.stages.rows import programs_of
 from pemt_jax.stages.shapes import Shaped, with_shardings
 from pemt_jax.training.optimisers import make_optimiser
 from pemt_jax.training.run import make_step
@@ -89,8 +90,7 @@ def predict_program(stage: Stage) -> Program:
 
 def _specs(stage: Stage) -> list[Any]:
   """Replicas of one program."""
-  specs = list(stage.specs.values())
-  return specs if stage.config.together else specs[:1]
+  return next(iter(programs_of(stage.config, stage.specs.values()).values()))
 
 
 def _batch(stage: Stage, rows: str) -> dict[str, Shaped]:

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import ml_collections as mlc
@@ -28,6 +28,7 @@ from pemt_jax.training.waiting import announced
 
 
 MIXTURE = 'mixture'  # name of a replica that trains on all tasks
+TOGETHER = ('all', 'task', 'none')
 _COUNTS = ('batch_size', 'eval_batch_size', 'max_source_length', 'max_target_length', 'lookahead',
            'buckets', 'target_buckets')
 
@@ -127,6 +128,26 @@ def _mixtures(config: mlc.ConfigDict, specs: list[list[ReplicaSpec]]) -> list[Re
     name = MIXTURE + first.name.removeprefix(first.task.replace('/', '-'))
     own = _with_rows(config, sizes[number % len(sizes)])
     found.append(dataclasses.replace(first, name=name, config=own, parts=parts))
+  return found
+
+
+def programs_of(config: mlc.ConfigDict,
+                specs: Iterable[ReplicaSpec]) -> dict[str, list[ReplicaSpec]]:
+  """Returns which replicas train in one program, as `config.together` says.
+
+  Returns:
+    Name of the program -> its replicas. A program has the name of its task or of its replica, and
+    '' where it has all of them.
+
+  Raises:
+    UserError: an unknown word.
+  """
+  one_of('config.together', config.together, TOGETHER)
+  found: dict[str, list[ReplicaSpec]] = {}
+  for spec in specs:
+    own = MIXTURE if spec.parts else spec.task.replace('/', '-')
+    name = {'all': '', 'task': own, 'none': spec.name}[config.together]
+    found.setdefault(name, []).append(spec)
   return found
 
 

@@ -1,4 +1,4 @@
-"""Runs a stage: build, train (together or one by one), write experts."""
+"""Runs a stage: build, train (in one program or several), write experts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import pathlib
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from pemt_jax.stages import analysis, span_corruption
 from pemt_jax.stages.artefacts import save_experts
 from pemt_jax.stages.backbone import Backbone
 from pemt_jax.stages.build import Stage, build
+from pemt_jax.stages.rows import ReplicaSpec, programs_of
 from pemt_jax.stages.sources import COPIES, copy_sources
 from pemt_jax.training import lock, records
 from pemt_jax.training.config import check_train_config
@@ -72,10 +74,11 @@ def _train(stage: Stage, experiment: Experiment, config: mlc.ConfigDict,
   """Trains all replicas of a stage, writes what it tells and its experts."""
   if processes.is_first():
     copy_sources(stage.source_folders, workdir / COPIES)
-  if config.together or len(experiment.replicas) == 1:
+  programs = programs_of(config, stage.specs.values())
+  if len(programs) == 1:
     trained = train(experiment, stage.config, workdir)
   else:
-    trained = _one_by_one(stage, experiment, workdir)
+    trained = _one_by_one(stage, programs, experiment, workdir)
   analysis.write(stage, trained, workdir)
   if config.stage == NAME:
     folders = {'backbone': workdir / 'backbone'}
@@ -85,13 +88,15 @@ def _train(stage: Stage, experiment: Experiment, config: mlc.ConfigDict,
   return StageResult(stage, trained, folders)
 
 
-def _one_by_one(stage: Stage, experiment: Experiment, workdir: pathlib.Path) -> TrainResult:
-  """Trains replicas one after the other, each in a folder of its own; joins their results."""
+def _one_by_one(stage: Stage, programs: Mapping[str, Sequence[ReplicaSpec]],
+                experiment: Experiment, workdir: pathlib.Path) -> TrainResult:
+  """Trains one program after the other, each in a folder of its own; joins their results."""
   parts, place = [], workdir / 'replicas'
   records.write_config(records.open_workdir(workdir), stage.config, resumes=place.exists())
-  for replica in experiment.replicas:
-    alone = dataclasses.replace(experiment, replicas=(replica,))
-    parts.append(train(alone, stage.specs[replica.name].config, place / replica.name))
+  replicas = {replica.name: replica for replica in experiment.replicas}
+  for name, specs in programs.items():
+    own = dataclasses.replace(experiment, replicas=tuple(replicas[spec.name] for spec in specs))
+    parts.append(train(own, specs[0].config, place / name))
   joined: dict[str, Any] = {}
   for part in parts:
     joined |= part.results

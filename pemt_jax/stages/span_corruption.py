@@ -1,7 +1,7 @@
 """Pretraining stage on plain text, all parameters tuned.
 
-The objective is T5's span corruption (Raffel et al. 2020) or BART's text infilling (Lewis et al.
-2020).
+The objective is T5's span corruption (Raffel et al. 2020), BART's text infilling (Lewis et al.
+2020) or a prefix language model (Lester et al. 2021).
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ import ml_collections as mlc
 import numpy as np
 
 from pemt_jax.data import cooccurrence, pipeline, text, text_infilling
-from pemt_jax.data.line_corruption import make_line_corruption
+from pemt_jax.data.line_corruption import make_line_corruption, make_prefixes
 from pemt_jax.data.span_corruption import make_span_corruption
 from pemt_jax.data.tokenizer import Tokenizer, train_word_tokenizer
 from pemt_jax.errors import UserError, one_of
 from pemt_jax.interop import backbones
 from pemt_jax.methods import baselines
 from pemt_jax.methods.base import backbone_of, boxed_shapes, make_loss
+from pemt_jax.models.attention_start import matching_attention
 from pemt_jax.models.bart_config import BartConfig
 from pemt_jax.models.families import place
+from pemt_jax.models.t5_config import T5Config
 from pemt_jax.sharding import processes
 from pemt_jax.sharding.placement import fetch
 from pemt_jax.stages.backbone import (
@@ -36,7 +38,9 @@ from pemt_jax.trees import Tree, merge
 TOKENIZER = 'tokenizer'
 _EMBEDDING = 'shared/embedding'  # Its entries start near 1, those of the layers far below.
 _EMBEDDINGS = ('random', 'cooccurrence')
-OBJECTIVES = {'span_corruption': 0.15, 'text_infilling': 0.3}  # with the share of hidden tokens
+_ATTENTION_STARTS = ('random', 'matching')
+# With the share of hidden tokens.
+OBJECTIVES = {'span_corruption': 0.15, 'text_infilling': 0.3, 'prefix_lm': 0.0}
 _VOCABULARIES = ('tokenizer.json', 'spiece.model')
 
 
@@ -64,6 +68,9 @@ def build(config: mlc.ConfigDict, workdir: pathlib.Path,
   one_of('model.embedding', config.model.embedding, _EMBEDDINGS)
   if config.model.embedding == 'cooccurrence':
     backbone = _with_token_vectors(backbone, getattr(training, 'chunks', None), config.seeds[0])
+  one_of('model.attention_start', config.model.attention_start, _ATTENTION_STARTS)
+  if config.model.attention_start == 'matching':
+    backbone = _with_matching_attention(backbone, config.seeds[0])
   method = baselines.full(baselines.FullOptions(), backbone.config, 0)
   model = backbone_of(backbone.config, method.plan, backbone.compute)
   frozen, tuned = split_params(backbone.params, method.tuned)
@@ -101,6 +108,14 @@ def _with_token_vectors(backbone, chunks, seed):
       backbone, params={**backbone.params, 'shared': {'embedding': table}})
 
 
+def _with_matching_attention(backbone, seed):
+  """The backbone with attention that starts by matching tokens."""
+  if not isinstance(backbone.config, T5Config):
+    raise UserError("model.attention_start='matching' is for T5; set it to 'random'.")
+  return dataclasses.replace(
+      backbone, params=matching_attention(backbone.params, backbone.config, seed))
+
+
 def _source(config, places, tokenizer, cache_dir):
   """Rows of the text as config.data.unit and config.data.objective say."""
   fields, seed = config.data, config.seeds[0]
@@ -116,6 +131,9 @@ def _source(config, places, tokenizer, cache_dir):
   noise = (text_infilling.Noise(density, fields.mean_span, fields.permute_sentences) if infilling
            else {'noise_density': density, 'mean_span': fields.mean_span, 'seed': seed})
   given = text.task_documents(fields.text_tasks, data_config(config))
+  prefixes = fields.objective == 'prefix_lm'
+  if prefixes and fields.unit == 'line':
+    raise UserError("data.objective='prefix_lm' cuts chunks; set data.unit='chunk'.")
   if fields.unit == 'line':
     documents = (*given, *text.read_documents(text.find_text_files(places)))
     lines = [line for lines in documents for line in lines]
@@ -125,6 +143,8 @@ def _source(config, places, tokenizer, cache_dir):
   tokens = text.load_token_stream(places, reader, documents=given, newlines=infilling,
                                   cache_dir=cache_dir)
   size = fields.max_source_length
+  if prefixes:  # Both with their end mark.
+    return make_prefixes(tokens, tokenizer, size - 1, fields.max_target_length - 1)
   return (text_infilling.infilling_of_chunks(tokens, tokenizer, size, noise, seed) if infilling
           else make_span_corruption(tokens, tokenizer, size, **noise))
 

@@ -143,8 +143,9 @@ class _Study:
     """One column under one condition: choose rates where there is none yet, then all seeds."""
     column, fields = self.config.columns[name], self.config.conditions[condition]
     place, seeds = self.workdir / condition / name, self.config.seeds
-    owner, first = column.rates_of or name, self.config.selection_seeds
+    owner = column.rates_of or name
     new = [task for task in fields.tasks if (owner, base_task(task)) not in self.rates]
+    first = self.config.selection_seeds if new else 0
     found = []
     if new and column.rates_of:
       raise UserError(f"column '{name}' takes the rates of '{owner}', which has none for"

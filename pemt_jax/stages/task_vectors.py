@@ -234,7 +234,7 @@ def _text(config: mlc.ConfigDict, options: VectorOptions,
 
 def _runs(config: mlc.ConfigDict, output: pathlib.Path) -> Iterator[StageResult]:
   """Tunes all tasks in one program, or one after the other, so that one is in memory at a time."""
-  if config.together:
+  if config.together == 'all':
     yield run_stage(config, output / TUNING)
     return
   backbone = load_backbone(config, config.seeds[0])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pemt_jax.data.buckets import FILLER
-from pemt_jax.data.line_corruption import make_line_corruption
+from pemt_jax.data.line_corruption import make_line_corruption, make_prefixes
 from pemt_jax.data.text import read_documents
 from pemt_jax.data.tokenizer import train_word_tokenizer
 from pemt_jax.errors import UserError
@@ -163,3 +163,19 @@ def test_a_text_file_keeps_the_tab(tmp_path, tokenizer):
   (tmp_path / 'a.txt').write_text('a b c\td\n')
   lines = [line for document in read_documents([tmp_path / 'a.txt']) for line in document]
   assert make_line_corruption(lines, tokenizer).answers.lengths.tolist() == [1]
+
+
+def test_prefixes_and_their_continuations_are_the_text(tokenizer):
+  tokens = np.arange(10, 33)
+  source = make_prefixes(tokens, tokenizer, prefix=4, continuation=3)
+  assert len(source) == 3 and (source.input_limit, source.target_limit) == (5, 4)
+  batch = source.assemble(np.array([2, FILLER, 0]), 5, (6, 4))
+  for place, start in ((0, 24), (2, 10)):
+    inputs, targets = _cut(batch, place)
+    assert inputs == [*range(start, start + 4), tokenizer.eos_id]
+    assert targets == [*range(start + 4, start + 7), tokenizer.eos_id]
+  assert not batch['inputs_mask'][1].any() and batch['example_ids'].tolist() == [2, FILLER, 0]
+  training, held_out = source.split(1)
+  assert [part.texts.row(0)[0] for part in (training, held_out)] == [10, 24]
+  with pytest.raises(UserError, match='has 23 tokens'):
+    make_prefixes(tokens, tokenizer, prefix=20, continuation=4)

@@ -131,7 +131,7 @@ def start(script, *options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('together', [True, False])
+@pytest.mark.parametrize('together', ['all', 'task'])
 def test_an_interrupted_run_ends_as_if_it_had_not_been(command, config_file, backbone, workdir,
                                                        together, monkeypatch, repo_root):
   monkeypatch.chdir(repo_root)
@@ -143,7 +143,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(command, config_file, bac
   assert (code, stderr) == (0, '')
 
   process = start('launch/train.py', f'--config={file}', f'--workdir={cut}')
-  place = cut if together else cut / 'replicas' / small.SOURCES[0].replace('/', '-')
+  place = cut if together == 'all' else cut / 'replicas' / small.SOURCES[0].replace('/', '-')
   deadline = time.monotonic() + 240
   while time.monotonic() < deadline and process.poll() is None:
     text = (place / 'metrics.jsonl').read_text() if (place / 'metrics.jsonl').exists() else ''

@@ -43,7 +43,7 @@ def test_a_task_with_a_program_of_its_own_may_be_evaluated_differently():
   alone.train.eval_every = 'never'   # the field still takes a word as well as a number
   alone.train.eval_every = 5
   apart = with_differences(**differences)
-  apart.together = False
+  apart.together = 'task'
   assert for_task(apart, 'rte').train.eval_every == 25
   assert for_task(apart, 'superglue-cb').train.eval_every == 'epoch'
 
@@ -54,7 +54,7 @@ def test_a_task_with_a_program_of_its_own_may_be_evaluated_differently():
     ({'batch_size': 7}, "per_task.rte changes 'batch_size', which is no config field; correct it."),
     ({'train': {'eval_every': 25}},
      "per_task.rte changes 'train.eval_every', which all replicas of a program share; set "
-     'config.together=False or give the task a config of its own.'),
+     'config.together=task or give the task a config of its own.'),
     ({'method': {'rank': 4}}, "per_task.rte changes 'method.rank', which all tasks of a config "
      'share; only data and train may differ.'),
     ({'data': {'batch_size': 'big'}},

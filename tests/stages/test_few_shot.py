@@ -103,7 +103,7 @@ def test_every_draw_has_rows_of_its_own(root):
 def test_padded_batches_change_nothing(done, root, tmp_path):
   """Cells that are trained one by one, without padding rows, have the losses of the grid."""
   config = few_shot.stage_config(_config(root), TITLE, SEEDS, tmp_path)
-  config.together, config.train.eval_every, config.train.final_split = False, 'never', ''
+  config.together, config.train.eval_every, config.train.final_split = 'none', 'never', ''
   run_stage(config, tmp_path / 'alone')
   read = lambda path: {
       (line['replica'], line['step']): line['train/loss']

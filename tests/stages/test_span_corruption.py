@@ -133,3 +133,37 @@ def test_counts_of_neighbours_need_chunks(workdir):
     run_stage(config, workdir / 'run')
   assert str(error.value) == ("model.embedding='cooccurrence' counts in chunks; set "
                               "data.unit='chunk'.")
+
+
+def test_matching_attention_is_for_t5(workdir):
+  config = config_of(source='playground', sentences=150)
+  config.model.name, config.model.attention_start = 'bart-base', 'matching'
+  config.model.shape = {'vocab_size': 400, 'embed': 16, 'heads': 2, 'mlp': 24, 'positions': 40,
+                        'encoder_layers': 1, 'decoder_layers': 1}
+  with pytest.raises(UserError) as error:
+    run_stage(config, workdir / 'run')
+  assert str(error.value) == ("model.attention_start='matching' is for T5; set it to 'random'.")
+
+
+def test_continuations_need_chunks(workdir):
+  config = config_of(source='playground', sentences=150, unit='line', objective='prefix_lm')
+  with pytest.raises(UserError) as error:
+    run_stage(config, workdir / 'run')
+  assert str(error.value) == "data.objective='prefix_lm' cuts chunks; set data.unit='chunk'."
+
+
+@pytest.mark.slow
+def test_a_small_start_and_an_adaptation(workdir):
+  config = config_of(source='playground', sentences=150)
+  config.model.attention_start, config.seeds = 'matching', (3,)
+  first = run_stage(config, workdir / 'first')
+  again = config_of(source='playground', sentences=150, objective='prefix_lm', max_target_length=4)
+  again.model.name, again.model.weights = str(first.experts['backbone']), 'pretrained'
+  again.model.shape = {}
+  second = run_stage(again, workdir / 'second')
+  _, before = huggingface.load_t5(first.experts['backbone'])
+  _, after = huggingface.load_t5(second.experts['backbone'])
+  query, key = (before['decoder']['layers']['cross_attention'][name]['kernel'] for name in 'qk')
+  assert np.corrcoef(np.ravel(query), np.ravel(key))[0, 1] > 0.5  # They started as the same.
+  assert not np.array_equal(before['shared']['embedding'], after['shared']['embedding'])
+  assert np.isfinite(losses(workdir / 'second')).all() and len(losses(workdir / 'second')) == 4

@@ -39,7 +39,7 @@ def test_a_replica_is_the_run_of_its_task_alone(stage1, backbone, workdir):
 def test_together_one_by_one_and_alone_are_the_same(backbone, workdir, changes):
   config = small.stage1_config(backbone, **changes)
   together = run_stage(config, workdir / 'together')
-  config.together = False
+  config.together = 'none'
   one_by_one = run_stage(config, workdir / 'one_by_one')
   for task in small.SOURCES:
     name = task.replace('/', '-')
@@ -51,7 +51,24 @@ def test_together_one_by_one_and_alone_are_the_same(backbone, workdir, changes):
     assert values[0] == pytest.approx(values[1], rel=1e-4)
   first, second = (tree_files.read_json(workdir / each / 'config.json')
                    for each in ('together', 'one_by_one'))
-  assert {**first, 'together': False} == second
+  assert {**first, 'together': 'none'} == second
+
+
+@pytest.mark.slow
+def test_replicas_of_a_task_may_share_a_program(backbone, workdir):
+  config = small.stage1_config(backbone)
+  config.seeds = (0, 1)
+  together = run_stage(config, workdir / 'together')
+  config.together = 'task'
+  by_task = run_stage(config, workdir / 'by_task')
+  for name in together.experts:
+    small.assert_same_leaves(*(small.leaves_of(result.experts[name])
+                               for result in (together, by_task)))
+  folders = {folder.name: folder for folder in (workdir / 'by_task' / 'replicas').iterdir()}
+  assert set(folders) == {task.replace('/', '-') for task in small.SOURCES}
+  for task, folder in folders.items():
+    lines = map(json.loads, (folder / 'metrics.jsonl').read_text().splitlines())
+    assert {line['replica'] for line in lines} == {f'{task}-seed0', f'{task}-seed1'}
 
 
 @pytest.mark.slow

@@ -96,7 +96,7 @@ def test_fisher_vectors_are_reduced(fisher):
 
 @pytest.mark.slow
 def test_tuned_embeddings_one_task_after_the_other(backbone, workdir):
-  config = tiny_config(backbone, together=False, tasks=small.SOURCES[:1])
+  config = tiny_config(backbone, together='task', tasks=small.SOURCES[:1])
   options = VectorOptions('fine_tuned_text', batch_size=12)
   found = make_task_vectors(config, options, workdir)
   assert (workdir / 'tuning/playground-omen/result.json').is_file()
