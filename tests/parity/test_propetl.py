@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import zlib
 
 import jax
 import numpy as np
@@ -35,13 +37,39 @@ def read_case(folder):
   return json.loads((folder / 'case.json').read_text())
 
 
-def check(folder, **options):
-  """Gradients within 1e-4 of the largest; masks and tokens equal; everything else 2e-5."""
+def moved_by_rounding(folder, case, found, where):
+  """Name -> how far steps of AdamW move where every weight starts a rounding away, twice.
+
+  A step divides a gradient by its own size plus 1e-8. Scores with a gradient near 1e-6, where the
+  largest is 0.07, turn its rounding (1e-7) into 500 times as much of a parameter.
+  """
+  moved = dict.fromkeys(found, 0.0)
+  state = files.read_tensors(folder / 'state.safetensors')
+  shutil.copytree(folder, where, dirs_exist_ok=True)
+  for seed in range(2):
+    changed = {}
+    for name, value in state.items():  # An alias moves as the weight that it names.
+      place = zlib.crc32(case['aliases'].get(name, name).encode())
+      random = np.random.default_rng((seed, place)).standard_normal(value.shape)
+      changed[name] = (value * (1 + 1.2e-7 * random)).astype(value.dtype)
+    files.write_tensors(where / 'state.safetensors', changed)
+    other = cases.compute(where, case, Compute())[1]
+    moved = {name: np.maximum(old, np.abs(other[name] - found[name]))
+             for name, old in moved.items()}
+  return moved
+
+
+def check(folder, where=None, **options):
+  """Gradients within 1e-4 of the largest; masks and tokens equal; everything else 2e-5.
+
+  Parameters after steps may also differ by what `moved_by_rounding` says, in the folder `where`.
+  """
   case = read_case(folder)
   kind, found = cases.compute(folder, case, options.get('run', Compute()))
   wanted = case['arrays']
   assert kind == 'npz'
   assert {name for name, array in wanted.items() if array['required']} <= found.keys()
+  moved = moved_by_rounding(folder, case, found, where) if 'losses' in found else {}
   with np.load(folder / 'outputs.npz') as expected:
     for name, value in found.items():
       assert value.dtype == wanted[name]['dtype'] and value.shape == expected[name].shape, name
@@ -50,13 +78,15 @@ def check(folder, **options):
         continue
       gradient = name.startswith('grad/')
       scale = np.abs(expected[name]).max()
-      np.testing.assert_allclose(value, expected[name], rtol=0, err_msg=name,
-                                 atol=scale * 1e-4 if gradient else max(scale, 1.0) * 2e-5)
+      allowed = scale * 1e-4 if gradient else max(scale, 1.0) * 2e-5
+      if name.startswith('params_after_step'):
+        allowed = allowed + moved[name]
+      np.testing.assert_array_less(np.abs(value - expected[name]), allowed + 1e-30, err_msg=name)
 
 
 @pytest.mark.parametrize('name', CASES)
-def test_recorded_arrays_are_reproduced(name, folder_of):
-  check(folder_of(name))
+def test_recorded_arrays_are_reproduced(name, folder_of, tmp_path):
+  check(folder_of(name), where=tmp_path / name)
 
 
 @pytest.mark.slow
