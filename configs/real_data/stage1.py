@@ -1,7 +1,7 @@
-"""PEMT stage 1 on six real sources, on the T5 of configs/real_data/pretrain.py.
+"""PEMT stage 1 on six real sources, on the T5 of configs/real_data/adapt.py.
 
 python launch/train.py --config=configs/real_data/stage1.py --workdir=runs/real_data/stage1 \\
-  --config.model.name=runs/real_data/pretrain/backbone --config.data.root=DATA
+  --config.model.name=runs/real_data/adapt/backbone --config.data.root=DATA
 
 Figures: results/real_data.md.
 """
@@ -24,8 +24,8 @@ def get_config() -> mlc.ConfigDict:
   config.method.alpha = 16.0
   config.data.batch_size = 16
   config.generation.max_length = 16
-  config.train.steps = 300
-  config.train.learning_rate = 5e-3
-  config.train.warmup_steps = 40
-  config.train.eval_every = 100
+  config.train.steps = 2000
+  config.train.learning_rate = 3e-3
+  config.train.warmup_steps = 100
+  config.train.eval_every = 500
   return config

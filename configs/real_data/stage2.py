@@ -1,7 +1,7 @@
 """PEMT stage 2 on real targets with the six experts of configs/real_data/stage1.py.
 
 python launch/train.py --config=configs/real_data/stage2.py --workdir=runs/real_data/stage2 \\
-  --config.model.name=runs/real_data/pretrain/backbone --config.data.root=DATA \\
+  --config.model.name=runs/real_data/adapt/backbone --config.data.root=DATA \\
   --config.sources="('runs/real_data/stage1',)"
 
 `configs/real_data/stage2.py:k=16` draws 16 rows per label. Figures: results/real_data.md.

@@ -1,7 +1,7 @@
 """The real-data study: PEMT against four rivals on twelve targets, k = 4, 16, 32 and all rows.
 
 python launch/train.py --config=configs/real_data/study.py --workdir=runs/real_data/study \\
-  --config.model=runs/real_data/pretrain/backbone --config.root=DATA \\
+  --config.model=runs/real_data/adapt/backbone --config.root=DATA \\
   --config.sources="('runs/real_data/stage1',)"
 
 `configs/real_data/study.py:targets=mrpc+rte,columns=adapter+PEMT,shots=16` thins it; `shots` are
