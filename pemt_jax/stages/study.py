@@ -184,6 +184,9 @@ class _Study:
             {**own.to_dict(), 'train': {'learning_rate': chosen[task]}})
       config.data.few_shot = self.config.conditions[condition].few_shot or None
       config.few_shot_by_seed = config.data.few_shot is not None
+      steps = self.config.conditions[condition].steps
+      if steps:
+        config.train.steps, config.train.eval_every = steps, max(steps // 2, 1)
       if config.stage == 'pemt/stage2':
         config.sources = self._bank(column.bank, tasks)
     result = run_stage(config, folder, self.backbone)

@@ -53,7 +53,7 @@ def add_column(study: mlc.ConfigDict, name: str, config: mlc.ConfigDict, bank: s
 
 
 def add_condition(study: mlc.ConfigDict, name: str, tasks: Sequence[str], few_shot: int,
-                  columns: Sequence[str]) -> None:
+                  columns: Sequence[str], steps: int = 0) -> None:
   """Adds targets under one few-shot size.
 
   A column chooses its rate for a target in the first condition that has both; `task@options` of the
@@ -65,9 +65,10 @@ def add_condition(study: mlc.ConfigDict, name: str, tasks: Sequence[str], few_sh
     tasks: targets.
     few_shot: rows per label; 0 takes all rows.
     columns: names of columns.
+    steps: of each run, with an evaluation after each half; 0 leaves what the columns say.
   """
-  study.conditions[name] = mlc.ConfigDict(
-      {'tasks': tuple(tasks), 'few_shot': few_shot, 'columns': tuple(columns)})
+  study.conditions[name] = mlc.ConfigDict({'tasks': tuple(tasks), 'few_shot': few_shot,
+                                           'columns': tuple(columns), 'steps': steps})
   study.order = (*study.order, name)
 
 
@@ -92,6 +93,7 @@ def check_study(config: mlc.ConfigDict) -> None:
          1 <= config.selection_seeds <= len(config.seeds), f'from 1 to {len(config.seeds)}')
   columns = tuple(config.columns)
   for condition in ordered(config).values():
+    number('conditions.steps', condition.steps, condition.steps >= 0, 'at least 0')
     for name in condition.columns:
       one_of('conditions.columns', name, columns)
   for column in config.columns.values():
