@@ -9,11 +9,15 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 extras=(dev)
+report=()
 for argument in "$@"; do
   if [ "$argument" = --all ]; then
     extras+=(torch)
+    report=(--durations=60 --durations-min=5)
   fi
 done
 bash launch/setup.sh "${extras[@]}"
-# Two processes: each test keeps about one core busy. A module stays in one of them.
-exec .venv/bin/python -m pytest -n "${PEMT_TEST_PROCESSES:-2}" --dist loadscope "$@"
+# Two processes: each test keeps about one core busy. A module stays in one of them; ordered by name,
+# the modules that start processes of their own are not left to the end, where a core would wait.
+exec .venv/bin/python -m pytest -n "${PEMT_TEST_PROCESSES:-2}" --dist loadscope \
+  --no-loadscope-reorder "${report[@]}" "$@"
