@@ -17,7 +17,7 @@ for argument in "$@"; do
   fi
 done
 bash launch/setup.sh "${extras[@]}"
-# Two processes: each test keeps about one core busy. A module stays in one of them; ordered by name,
-# the modules that start processes of their own are not left to the end, where a core would wait.
+# Two processes: each test keeps about one core busy. A module stays in one of them; ordered by
+# name, modules that start processes of their own are not left to the end, where a core would wait.
 exec .venv/bin/python -m pytest -n "${PEMT_TEST_PROCESSES:-2}" --dist loadscope \
   --no-loadscope-reorder ${report[@]+"${report[@]}"} "$@"
