@@ -30,7 +30,7 @@ MOST_ROWS = {'superglue-cb': 16}  # of its rarest label
 def get_config(argument: str | None = None) -> mlc.ConfigDict:
   """Arguments `targets`, `shots` and `columns`, joined by `+`; steps of a run."""
   chosen = parse_argument(argument, targets='+'.join(TARGETS), shots='16+4+32+all',
-                          columns='+'.join(COLUMNS), steps=100, all_steps=300)
+                          columns='+'.join(COLUMNS), steps=100, all_steps=200)
   targets, sizes, names = (chosen[field].split('+') for field in ('targets', 'shots', 'columns'))
   config = study_config(stage1.get_config())
   config.seeds = (0, 1, 2)

@@ -7,12 +7,14 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ml_collections as mlc
 import numpy as np
 
 from pemt_jax.errors import UserError
 from pemt_jax.evaluation.postprocess import AVERAGE
+from pemt_jax.experts import tree_files
 from pemt_jax.stages import columns
 from pemt_jax.stages.analysis import mean_gates
 from pemt_jax.stages.backbone import Backbone, load_backbone
@@ -25,6 +27,7 @@ from pemt_jax.stages.study_config import (
 from pemt_jax.training import lock, records
 
 FROZEN, REUSED = 'frozen backbone', 'reused source'
+OUTCOMES = 'outcomes.json'  # of one training, for the same command again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +192,9 @@ class _Study:
         config.train.steps, config.train.eval_every = steps, max(steps // 2, 1)
       if config.stage == 'pemt/stage2':
         config.sources = self._bank(column.bank, tasks)
+    known = _read(folder / OUTCOMES, config)
+    if known is not None:
+      return known
     result = run_stage(config, folder, self.backbone)
     stage, outcomes = result.stage, []
     for replica, values in result.trained.results.items():
@@ -197,6 +203,8 @@ class _Study:
           condition, name, spec.task, spec.seed, values['final_metrics'][AVERAGE],
           values['best_value'], spec.learning_rate or chosen[spec.task],
           mean_gates(stage, replica), stage.sources.names if stage.sources else ()))
+    tree_files.write_json(folder / OUTCOMES, {
+        'config': records.resolved(config), 'outcomes': [_plain(one) for one in outcomes]})
     return outcomes
 
   def _bank(self, bank: str, tasks: Sequence[str]) -> tuple[str, ...]:
@@ -208,6 +216,24 @@ class _Study:
     needed = related(self.config.relations, tasks)
     return tuple(str(folder) for folder in find_sources(self.folders)
                  if not any(folder.name == task.replace('/', '-') for task in needed))
+
+
+def _plain(outcome: Outcome) -> dict[str, Any]:
+  """An outcome as JSON values."""
+  gates = {stack: gates.tolist() for stack, gates in outcome.gates.items()}
+  return dataclasses.asdict(dataclasses.replace(outcome, gates=gates))
+
+
+def _read(path: pathlib.Path, config: mlc.ConfigDict) -> list[Outcome] | None:
+  """What a finished training under this config found; None where there is none."""
+  if not path.is_file():
+    return None
+  held = tree_files.read_json(path)
+  if held['config'] != records.resolved(config):
+    return None  # `run_stage` knows which fields may change and refuses the others.
+  return [Outcome(**one | {
+      'gates': {stack: np.asarray(gates, np.float32) for stack, gates in one['gates'].items()},
+      'sources': tuple(one['sources'])}) for one in held['outcomes']]
 
 
 def _as_frozen(column: mlc.ConfigDict, tasks: Sequence[str]) -> mlc.ConfigDict:

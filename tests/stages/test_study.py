@@ -94,6 +94,21 @@ def test_the_summary_holds_records_tables_and_plots(done):
       'Difference to the best other column and to the controls', 'Mean gates'}
 
 
+@pytest.mark.slow
+def test_the_same_study_again_trains_nothing_and_another_one_is_refused(
+    done, stage1, backbone, monkeypatch):
+  result, folder = done
+  wanted = [study._plain(one) for one in result.outcomes]
+  with monkeypatch.context() as patch:
+    patch.setattr(study, 'run_stage', None)
+    again = study.run_study(small_study(stage1, backbone), folder)
+  assert [study._plain(one) for one in again.outcomes] == pytest.approx(wanted, nan_ok=True)
+  config = small_study(stage1, backbone)
+  config.learning_rates = (1e-2, 2e-1)
+  with pytest.raises(UserError, match='holds a run with config.learning_rates'):
+    study.run_study(config, folder)
+
+
 def outcome(column, value, seed, condition='main', task='a'):
   return study.Outcome(condition, column, task, seed, value, value, 0.1)
 
