@@ -42,6 +42,10 @@ def test_recorded_arrays_are_reproduced(name, compared):
   tolerance = ROUNDED.get(name, TOLERANCE)
   for name, value, expected in compared(name):
     scale = max(np.abs(expected).max(), 1.0 if not name.startswith('grad') else 1e-3)
+    if name.startswith('grad') and name.endswith('key_mpo.bias'):
+      # It moves all scores of a query alike, which a softmax does not see: the record is rounding.
+      np.testing.assert_allclose(expected, 0, rtol=0, atol=tolerance * scale, err_msg=name)
+      expected = np.zeros_like(expected)
     np.testing.assert_allclose(value, expected, rtol=0, atol=tolerance * scale, err_msg=name)
 
 
