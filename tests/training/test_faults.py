@@ -168,6 +168,15 @@ def test_a_slow_reader_is_waited_for_and_named(tmp_path, straight, monkeypatch):
   np.testing.assert_array_equal(weights(found), straight)
 
 
+@pytest.fixture
+def heard():
+  """Python's own handler of SIGINT: in the background of a shell the signal is ignored."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures('heard')
 @pytest.mark.parametrize('split, raised', [
     ('validation', interruption.RunInterrupted), ('test', KeyboardInterrupt)])
 def test_a_signal_behind_the_last_step_is_heard(tmp_path, straight, split, raised):
@@ -188,6 +197,7 @@ def test_a_signal_behind_the_last_step_is_heard(tmp_path, straight, split, raise
   np.testing.assert_array_equal(weights(train(tmp_path)), straight)
 
 
+@pytest.mark.usefixtures('heard')
 def test_a_second_signal_ends_at_once():
   with interruption.Interruption() as stop:
     os.kill(os.getpid(), signal.SIGINT)
