@@ -55,15 +55,17 @@ def paired(first: Mapping[str, float], second: Mapping[str, float]) -> Paired | 
 
   Returns:
     The comparison, or None with fewer than two pairs or a value that is not finite. Differences
-    that are all equal have no spread to test against: p is 1 where they are 0 and 0 elsewhere.
+    that are all equal but for rounding have no spread to test against: p is 1 where they are 0 and
+    0 elsewhere.
   """
   names = [name for name in first if name in second]
   differences = [first[name] - second[name] for name in names]
   if len(names) < 2 or not all(map(math.isfinite, differences)):
     return None
   mean = statistics.fmean(differences)
-  if len(set(differences)) == 1:
-    return Paired(mean, interval(differences), float(mean == 0.0), len(names))
+  rounding = 1e-12 * max(abs(one[name]) for one in (first, second) for name in names)
+  if max(differences) - min(differences) <= rounding:
+    return Paired(mean, interval(differences), float(abs(mean) <= rounding), len(names))
   from scipy import stats
 
   test = stats.ttest_rel([first[name] for name in names], [second[name] for name in names])

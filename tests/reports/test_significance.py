@@ -43,3 +43,10 @@ def test_equal_differences_need_no_spread(shift, p):
   first = {'a': 1.0, 'b': 2.0, 'c': 4.0}
   found = significance.paired({name: value + shift for name, value in first.items()}, first)
   assert (found.difference, found.p) == (shift, p)
+
+
+def test_differences_that_rounding_parts_are_equal():
+  found = significance.paired({'a': 0.1 + 0.2, 'b': 0.3, 'c': 40.3}, {'a': 0.0, 'b': 0.0, 'c': 40.0})
+  assert found.p == 0.0
+  found = significance.paired({'a': 0.1 + 0.2, 'b': 0.3}, {'a': 0.3, 'b': 0.1 + 0.2})
+  assert (found.p, found.count) == (1.0, 2)
