@@ -29,12 +29,16 @@ PUBLISHED = flags.DEFINE_bool('published', False, 'Leave breaks inside of texts,
 SUMS = flags.DEFINE_string('sums', None, 'File with an MD5 sum and a path in each line.')
 
 
-def main(_: list[str]) -> None:
-  """Writes and checks; a task whose rows are missing is named and left out."""
+def main(_: list[str]) -> int:
+  """Writes and checks; a task whose rows are missing is named and left out.
+
+  Returns:
+    Exit code: 1 where a file that a sum was given for differs or is missing, else 0.
+  """
   from pemt_jax.data import gym_build
   sums = gym_build.read_sums(SUMS.value) if SUMS.value else None
   titles = TASKS.value or gym_table.partition(PARTITION.value)[PART.value]
-  failed = []
+  failed, unequal = [], 0
   for title in titles if BUILD.value else ():
     try:
       written = gym_build.build_task(title, OUTPUT.value, SOURCE.value, ROOT.value,
@@ -47,8 +51,10 @@ def main(_: list[str]) -> None:
     for kind, names in gym_build.check_files(OUTPUT.value, sums).items():
       shown = f": {', '.join(names[:10])}" if names and kind != 'equal' else ''
       print(f'{kind}: {len(names)}{shown}')
+      unequal += len(names) * (kind in ('different', 'missing'))
   if failed:
     raise UserError(f"{len(failed)} of {len(titles)} tasks were not built: {', '.join(failed)}.")
+  return int(unequal > 0)
 
 
 if __name__ == '__main__':

@@ -46,7 +46,7 @@ def test_equal_differences_need_no_spread(shift, p):
 
 
 def test_differences_that_rounding_parts_are_equal():
-  found = significance.paired({'a': 0.1 + 0.2, 'b': 0.3, 'c': 40.3}, {'a': 0.0, 'b': 0.0, 'c': 40.0})
+  found = significance.paired({'a': 0.1 + 0.2, 'b': 0.3, 'c': 40.3}, {'a': 0., 'b': 0., 'c': 40.})
   assert found.p == 0.0
   found = significance.paired({'a': 0.1 + 0.2, 'b': 0.3}, {'a': 0.3, 'b': 0.1 + 0.2})
   assert (found.p, found.count) == (1.0, 2)
